@@ -1,0 +1,1 @@
+"""The engine: requests, plans, the loop. Import its modules by name."""

@@ -1,0 +1,295 @@
+"""The engine as a whole: a checkpoint becomes something that takes requests and gives bytes.
+
+Knows how to size memory and choose dtypes; no text, no HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from hnet_runtime.checkpoint import ModelSource, load_weights, locate
+from hnet_runtime.config import ModelConfig, StackConfig
+from hnet_runtime.engine.loop import EngineLoop, Limits
+from hnet_runtime.engine.messages import (
+    ByteLogprobs,
+    Chunk,
+    EngineInfo,
+    FinishReason,
+    Output,
+    Request,
+    SamplingParams,
+    StageInfo,
+    Tick,
+    Usage,
+)
+from hnet_runtime.engine.runner import Runner
+from hnet_runtime.engine.sampler import Sampler
+from hnet_runtime.engine.scheduler import Scheduler
+from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.state.arenas import kv_bytes_per_position
+from hnet_runtime.state.rows import PAGE, RowPool
+
+DType = Literal["auto", "float32", "bfloat16"]
+TRAINING_CONTEXT = 8192  # bytes; the released models saw no longer ones
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FLOAT32_BELOW = 100_000_000  # parameters; smaller models run in fp32 on a CPU
+_ONE_THREAD_UP_TO = 256  # width; below it a second thread costs more than it brings
+_KV_SHARE = 0.25  # of the machine's memory, or of what the weights leave of a GPU's
+
+
+class EngineError(ValueError):
+    """An engine that cannot be built as asked; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Memory and batching of one engine.
+
+    max_num_seqs: rows that run at once; None is 64 on a CPU, 256 on CUDA.
+    max_model_len: bytes of prompt and completion together, the most one request may have.
+    prefill_bytes_per_tick: bytes of prompts that run between two steps of the running rows.
+    kv_memory: bytes for the keys and values of full-attention stages; None takes what
+        max_num_seqs rows of max_model_len would need, but no more than a quarter of the memory.
+    threads: CPU threads of one matrix product; None decides by the model's width.
+    """
+
+    max_num_seqs: int | None = None
+    max_model_len: int = TRAINING_CONTEXT
+    prefill_bytes_per_tick: int = 256
+    kv_memory: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_model_len", "prefill_bytes_per_tick", "kv_memory", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EngineError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request of `Engine.generate`."""
+
+    data: bytes
+    finish_reason: FinishReason
+    stop_reason: bytes | int | None
+    chunks: tuple[Chunk, ...]
+    logprobs: tuple[ByteLogprobs, ...]
+    prompt_logprobs: tuple[ByteLogprobs, ...]
+    usage: Usage
+    error: str | None = None
+
+
+class Engine:
+    """Runs requests against one model. Not safe for several threads at once."""
+
+    def __init__(
+        self, model: HNet, name: str = "model", config: EngineConfig | None = None, load_seconds: float = 0.0
+    ) -> None:
+        config = config or EngineConfig()
+        on_cpu = model.device.type == "cpu"
+        num_rows = config.max_num_seqs or (64 if on_cpu else 256)
+        if on_cpu:
+            torch.set_num_threads(config.threads or _default_threads(model.config))
+        state = model.new_state(
+            num_rows=num_rows,
+            kv_positions=_kv_positions(model, num_rows, config),
+            max_positions=config.max_model_len,
+        )
+        scheduler = Scheduler(RowPool(num_rows), state.page_pools, config.prefill_bytes_per_tick)
+        limits = Limits(config.max_model_len)
+        self._loop = EngineLoop(Runner(model, state), Sampler(model.device), scheduler, limits, num_rows)
+        self._scheduler = scheduler
+        self._counter = 0
+        self.model = model
+        self.config = replace(config, max_num_seqs=num_rows)
+        self.info = _info(model, name, self.config, num_rows, load_seconds)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        config: str | Path | None = None,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: DType = "auto",
+        engine_config: EngineConfig | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Engine:
+        """An engine on a checkpoint: a directory, a file (with `config`), a hub id, `random:NAME`, or the demo model.
+
+        `progress` is called with bytes loaded and bytes in all. Raises CheckpointError, ConfigError or
+        EngineError, each naming what is wrong.
+        """
+        started = time.perf_counter()
+        source = locate(model, config=config, revision=revision)
+        target = _device(device)
+        weights = load_weights(source, dtype=_dtype(dtype, source, target), device=target, progress=progress)
+        network = HNet(source.config, weights)
+        return cls(network, source.name, engine_config, time.perf_counter() - started)
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request waits, runs, or has an Output to give."""
+        return self._loop.has_work
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; raises RequestError, with the parameter's name in `.param`."""
+        self._loop.submit(request)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request; unknown ids are ignored, since a request may finish while its abort is on the way."""
+        self._loop.abort(request_id)
+
+    def tick(self) -> Tick:
+        """One turn of the loop for all live requests; with nothing to do it returns at once."""
+        return self._loop.tick()
+
+    def check(self) -> None:
+        """Raises AssertionError unless every row and page is free or owned by one live request."""
+        self._scheduler.check()
+
+    def stream(self, prompt: bytes, params: SamplingParams | None = None) -> Iterator[Output]:
+        """Runs one prompt (taken verbatim: begin it with BOS, byte 254) and yields what it gains."""
+        self._counter += 1
+        request = Request(request_id=f"stream-{self._counter}", prompt=prompt, params=params or SamplingParams())
+        self.submit(request)
+        finished = False
+        try:
+            while not finished:
+                for output in self.tick().outputs:
+                    if output.request_id == request.request_id:
+                        finished = output.finish_reason is not None
+                        yield output
+        finally:
+            if not finished:
+                self.abort(request.request_id)
+
+    def generate(
+        self, prompts: Sequence[bytes], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Runs prompts together (each taken verbatim) and returns their completions in order."""
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(each)} SamplingParams")
+        gathered: dict[str, list[Output]] = {}
+        for prompt, chosen in zip(prompts, each, strict=True):
+            self._counter += 1
+            request_id = f"generate-{self._counter}"
+            self.submit(Request(request_id=request_id, prompt=prompt, params=chosen))
+            gathered[request_id] = []
+        left = len(gathered)
+        while left:
+            for output in self.tick().outputs:
+                if output.request_id in gathered:
+                    gathered[output.request_id].append(output)
+                    left -= output.finish_reason is not None
+        return [_completion(outputs) for outputs in gathered.values()]
+
+
+def _completion(outputs: list[Output]) -> Completion:
+    last = outputs[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    return Completion(
+        data=b"".join(output.data for output in outputs),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        chunks=tuple(chunk for output in outputs for chunk in output.chunks),
+        logprobs=tuple(entry for output in outputs for entry in output.logprobs),
+        prompt_logprobs=tuple(entry for output in outputs for entry in output.prompt_logprobs),
+        usage=last.usage,
+        error=last.error,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"device {name!r} is not a device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device {name!r} is not supported; there are cpu and cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device {name!r} is not available: this PyTorch sees no CUDA GPU")
+    return device
+
+
+def _dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        small = source.config.num_parameters < _FLOAT32_BELOW
+        return torch.float32 if small and device.type == "cpu" else torch.bfloat16
+    if name not in _DTYPES:
+        raise EngineError(f"dtype {name!r} is not supported; there are auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _default_threads(config: ModelConfig) -> int:
+    widest = max(stage.d_model for stage in config.stages)
+    return 1 if widest <= _ONE_THREAD_UP_TO else len(os.sched_getaffinity(0))
+
+
+def _kv_positions(model: HNet, num_rows: int, config: EngineConfig) -> int:
+    """KV positions of each full-attention stage: what all rows may need, within the memory set aside."""
+    wanted = num_rows * (-(-config.max_model_len // PAGE) * PAGE)
+    per_position = kv_bytes_per_position(model.config, model.dtype)
+    if not per_position:
+        return wanted
+    if config.kv_memory is not None:
+        budget = config.kv_memory
+    elif model.device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(model.device)[0] * (1 - _KV_SHARE))
+    else:
+        budget = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _KV_SHARE)
+    positions = min(wanted, budget // per_position // PAGE * PAGE)
+    if positions < PAGE:
+        raise EngineError(
+            f"kv_memory of {budget} bytes holds no page; one of {PAGE} positions takes {PAGE * per_position} bytes"
+        )
+    return positions
+
+
+def _info(model: HNet, name: str, config: EngineConfig, num_rows: int, load_seconds: float) -> EngineInfo:
+    stages = tuple(
+        StageInfo(
+            stage=stage.index,
+            d_model=stage.d_model,
+            layout=" · ".join(_layout(stack) for stack in stage.stacks),
+            parameters=parameters,
+        )
+        for stage, parameters in zip(model.config.stages, model.config.parameters_per_stage, strict=True)
+    )
+    return EngineInfo(
+        model=name,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        max_model_len=config.max_model_len,
+        max_num_seqs=num_rows,
+        stages=stages,
+        embedding_parameters=model.config.embedding_parameters,
+        load_seconds=load_seconds,
+    )
+
+
+def _layout(stack: StackConfig) -> str:
+    """Layers as the official layout writes them: runs of a letter and a count."""
+    runs: list[tuple[str, int]] = []
+    for layer in stack.layers:
+        letter = "m" if layer.mixer == "mamba2" else "t"
+        letter = letter.upper() if layer.has_mlp else letter
+        if runs and runs[-1][0] == letter:
+            runs[-1] = (letter, runs[-1][1] + 1)
+        else:
+            runs.append((letter, 1))
+    return "".join(f"{letter}{count}" for letter, count in runs)

@@ -1,0 +1,181 @@
+"""The loop: plan, run, commit, emit. A tick serves every live request once.
+
+Knows requests and rows; no text, no HTTP and no sockets. Not safe for several threads at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnet_runtime.engine.messages import Chunk, EngineStats, Output, Request, StepRecord, Tick
+from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Work
+from hnet_runtime.engine.request import LiveRequest, RequestError, validate
+from hnet_runtime.engine.runner import Runner
+from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
+from hnet_runtime.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for at most: bytes of prompt and completion together."""
+
+    max_model_len: int
+
+
+class EngineLoop:
+    """Continuous batching in lock-step: requests join and leave at any tick."""
+
+    def __init__(self, runner: Runner, sampler: Sampler, scheduler: Scheduler, limits: Limits, num_rows: int) -> None:
+        self._runner, self._sampler, self._scheduler, self._limits = runner, sampler, scheduler, limits
+        self._num_rows = num_rows
+        self._num_chunk_stages = len(runner.state.stages) - 1
+        self._prompt_bytes = 0
+        self._generated_bytes = 0
+        self._chunks = [0] * self._num_chunk_stages
+        self._over: list[LiveRequest] = []  # finished since the last emit
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.num_live or self._scheduler.num_waiting or self._over)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; raises RequestError, naming the parameter, if it cannot be served."""
+        validate(request.params)
+        length, limit = len(request.prompt), self._limits.max_model_len
+        if not request.prompt:
+            raise RequestError("prompt", "the prompt is empty; it must hold at least one byte, such as BOS (254)")
+        if length > limit or (length == limit and request.params.max_tokens):
+            raise RequestError("prompt", f"the prompt has {length} bytes; prompt and completion may have {limit}")
+        if length + request.params.max_tokens > limit:
+            raise RequestError(
+                "max_tokens",
+                f"the prompt has {length} bytes, which leaves {limit - length} of {limit} for the completion, "
+                f"not {request.params.max_tokens}",
+            )
+        self._scheduler.enqueue(LiveRequest(request, self._num_chunk_stages, time.perf_counter()))
+
+    def abort(self, request_id: str) -> None:
+        """Frees the request's row at once; its last Output, with reason `abort`, comes with the next tick."""
+        request = self._scheduler.cancel(request_id)
+        if request is not None:
+            request.finish("abort")
+            self._over.append(request)
+
+    def tick(self) -> Tick:
+        plan = self._plan()
+        steps = [self._run(work) for work in plan.work]
+        self._commit()
+        return self._emit(steps)
+
+    def _plan(self) -> Plan:
+        admitted = self._scheduler.admit(time.perf_counter())
+        if admitted:
+            self._runner.reset(admitted)
+        return self._scheduler.plan()
+
+    def _run(self, work: Work) -> StepRecord:
+        started = time.perf_counter()
+        match work:
+            case ByteStep(rows):
+                self._step(rows)
+                return StepRecord("byte", 0, len(rows), time.perf_counter() - started)
+            case Prefill():
+                self._prefill(work)
+                return StepRecord("prefill", 0, work.num_bytes, time.perf_counter() - started)
+
+    def _step(self, rows: Sequence[int]) -> None:
+        requests = [self._scheduler[row] for row in rows]
+        chunks, logits = self._runner.step(rows, bytes(request.output[-1] for request in requests))
+        for request, opened in zip(requests, chunks, strict=True):
+            self._saw_chunks(request, opened)
+        self._sample(requests, logits)
+
+    def _prefill(self, work: Prefill) -> None:
+        requests = [self._scheduler[span.row] for span in work.spans]
+        results = self._runner.prefill(
+            [span.row for span in work.spans],
+            [r.request.prompt[span.begin : span.end] for r, span in zip(requests, work.spans, strict=True)],
+            [
+                span.end - span.begin if r.params.prompt_logprobs is not None else int(span.completes)
+                for r, span in zip(requests, work.spans, strict=True)
+            ],
+        )
+        ready: list[tuple[LiveRequest, Tensor]] = []
+        for request, span, result in zip(requests, work.spans, results, strict=True):
+            self._prompt_bytes += span.end - span.begin
+            self._saw_chunks(request, result.chunks)
+            prompt_logprobs = []
+            if request.params.prompt_logprobs is not None:
+                # Position i predicts prompt byte i + 1; the last position predicts the completion's first.
+                following = request.request.prompt[span.begin + 1 : span.end + 1]
+                top = request.params.prompt_logprobs
+                prompt_logprobs = byte_logprobs(result.logits[: len(following)], following, top)
+            request.prefilled(span.end, prompt_logprobs, time.perf_counter())
+            if span.completes and request.finish_reason is None:
+                ready.append((request, result.logits[-1]))
+        if ready:
+            self._sample([request for request, _ in ready], torch.stack([logits for _, logits in ready]))
+
+    def _saw_chunks(self, request: LiveRequest, chunks: list[Chunk]) -> None:
+        request.saw_chunks(chunks)
+        for chunk in chunks:
+            self._chunks[chunk.stage - 1] += 1
+
+    def _sample(self, requests: list[LiveRequest], logits: Tensor) -> None:
+        """Draws each request's next byte from logits [B, V]; a row whose logits are not finite ends, and no other."""
+        sound = torch.isfinite(logits).all(-1).tolist()
+        if not all(sound):
+            for request, is_sound in zip(requests, sound, strict=True):
+                if not is_sound:
+                    request.finish("error", error="the model's logits are not finite")
+            logits = logits[torch.tensor(sound, device=logits.device)]
+            requests = [request for request, is_sound in zip(requests, sound, strict=True) if is_sound]
+            if not requests:
+                return
+        rows = [RowSampling(r.params, r.mask_row, _uniform(r)) for r in requests]
+        drawn = self._sampler.sample(logits, rows).tolist()
+        for index, (request, byte) in enumerate(zip(requests, drawn, strict=True)):
+            logprobs = None
+            if request.params.logprobs is not None:
+                (logprobs,) = byte_logprobs(logits[index : index + 1], bytes([byte]), request.params.logprobs)
+            request.append(byte, logprobs)
+        self._generated_bytes += len(requests)
+
+    def _commit(self) -> None:
+        """Frees what ended, so that the next tick's plan can use it."""
+        for request in self._scheduler.live():
+            if request.finish_reason is not None:
+                self._scheduler.release(request)
+                self._over.append(request)
+
+    def _emit(self, steps: list[StepRecord]) -> Tick:
+        now = time.perf_counter()
+        over, self._over = self._over, []
+        outputs: list[Output] = []
+        for request in (*self._scheduler.live(), *over):
+            output = request.take_output(now)
+            if output is not None:
+                outputs.append(output)
+        return Tick(outputs=tuple(outputs), stats=self._stats(tuple(steps)))
+
+    def _stats(self, steps: tuple[StepRecord, ...]) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            running=scheduler.num_live,
+            waiting=scheduler.num_waiting,
+            rows_in_use=scheduler.num_live / self._num_rows,
+            kv_in_use=scheduler.kv_in_use,
+            prompt_bytes_total=self._prompt_bytes,
+            generation_bytes_total=self._generated_bytes,
+            chunks_total=tuple(self._chunks),
+            steps=steps,
+        )
+
+
+def _uniform(request: LiveRequest) -> float:
+    return request.random[len(request.output)] if request.params.temperature else 0.0

@@ -1,0 +1,177 @@
+"""What crosses the border of the engine: requests in, bytes and verdicts out.
+
+Plain typed data (msgspec), the same in-process and between processes. Knows no text,
+no HTTP and no tensors; importing it never imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+Utf8Mode = Literal["strict", "raw"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one choice of one request is decoded.
+
+    `temperature` 0 is greedy, ties to the lowest byte. `top_k` 0 keeps all 256 bytes.
+    `seed` and `choice` key the counter-based random numbers; the counter is the index
+    of the output byte, so they alone fix the bytes. `stop` are byte strings; a match ends
+    the row and is left out of the output. `logprobs` and `prompt_logprobs` ask for that many
+    alternatives beside each byte's own log-probability (0–256; None asks for nothing).
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    choice: int = 0
+    stop: tuple[bytes, ...] = ()
+    ignore_eos: bool = False
+    utf8: Utf8Mode = "strict"
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    return_chunks: bool = False
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt, one completion. `prompt` is taken verbatim: BOS, where wanted, is in it."""
+
+    request_id: str
+    prompt: bytes
+    params: SamplingParams = SamplingParams()
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk of `stage` (1…S) opens at byte offset `start` (prompt and completion counted
+    from 0) because the router of the stage below said `p`."""
+
+    stage: int
+    start: int
+    p: float
+
+
+class ByteLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities of one byte under the model itself (no temperature, no mask).
+
+    `byte` is the byte that came, `logprob` its own; `top` lists (byte, logprob) of the most
+    probable ones, best first, ties by lowest byte.
+    """
+
+    byte: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished request took: bytes, chunks per stage (stage 1 first), seconds."""
+
+    prompt_bytes: int
+    completion_bytes: int
+    chunks: tuple[int, ...]
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request gained since its last Output.
+
+    `data` never holds back a byte except a possible beginning of a stop string. The entries of
+    `logprobs` belong to the bytes of `data`, one each, where asked for. `prompt_logprobs` come
+    once, before any data: an entry for each prompt byte but the first. `chunks` are the verdicts that became
+    known, in order of (start, stage). `finish_reason` is set in the last Output of a request;
+    `stop_reason` is the stop string that matched, or the number of the byte (EOS) that
+    ended it; `error` says why where the reason is `error`.
+    """
+
+    request_id: str
+    data: bytes = b""
+    logprobs: tuple[ByteLogprobs, ...] = ()
+    prompt_logprobs: tuple[ByteLogprobs, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: bytes | int | None = None
+    error: str | None = None
+    usage: Usage | None = None  # set with finish_reason
+
+
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of work of a tick: kind `prefill`, `byte` or `stage`; rows (for a prefill,
+    positions of stage 0) it covered; seconds it took."""
+
+    kind: Literal["prefill", "byte", "stage"]
+    stage: int
+    rows: int
+    seconds: float
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's state after a tick. Counts that end in `_total` only grow."""
+
+    running: int = 0
+    waiting: int = 0
+    rows_in_use: float = 0.0  # share of rows, 0–1
+    kv_in_use: float = 0.0  # share of KV positions of full-attention stages, 0–1
+    prompt_bytes_total: int = 0
+    generation_bytes_total: int = 0
+    chunks_total: tuple[int, ...] = ()  # stage 1 first
+    steps: tuple[StepRecord, ...] = ()  # of this tick
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The one message an engine sends a tick: what every row gained, and how the engine is."""
+
+    outputs: tuple[Output, ...] = ()
+    stats: EngineStats = EngineStats()
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What an engine says of itself once, when it is ready to serve."""
+
+    model: str
+    device: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    stages: tuple[StageInfo, ...]
+    embedding_parameters: int
+    load_seconds: float
+
+
+class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of the model served: its layout, width and parameters."""
+
+    stage: int
+    d_model: int
+    layout: str  # "m4 · m4" for encoder and decoder, "T22" for the main network
+    parameters: int
+
+
+class EngineFailure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The engine cannot start or go on; `message` is one line that names the cause."""
+
+    message: str
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The request's row is freed; its last Output has finish_reason `abort`."""
+
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """The engine ends after this message; rows still live are aborted."""
+
+
+FromClient = Submit | Abort | Shutdown
+FromEngine = EngineInfo | Tick | EngineFailure

@@ -1,0 +1,196 @@
+"""One live request: where its bytes stand, and what each new byte means for it. No tensors, no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hnet_runtime.config import EOS, VOCAB_SIZE
+from hnet_runtime.engine import utf8
+from hnet_runtime.engine.messages import (
+    ByteLogprobs,
+    Chunk,
+    FinishReason,
+    Output,
+    Request,
+    SamplingParams,
+    Usage,
+)
+from hnet_runtime.engine.stops import StopMatcher
+
+_DRAWS = 256  # random numbers made at once
+
+
+class RequestError(ValueError):
+    """A request that cannot be served; `param` names what is wrong with it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def validate(params: SamplingParams) -> None:
+    """Raises RequestError for values out of range; NaN is out of every range."""
+    checks = (
+        ("max_tokens", params.max_tokens >= 0, "must be at least 0"),
+        ("temperature", 0.0 <= params.temperature < float("inf"), "must be a finite number of at least 0"),
+        ("top_k", params.top_k >= 0, "must be at least 0 (0 keeps all bytes)"),
+        ("top_p", 0.0 < params.top_p <= 1.0, "must be above 0 and at most 1"),
+        ("min_p", 0.0 <= params.min_p <= 1.0, "must be between 0 and 1"),
+        ("logprobs", params.logprobs is None or 0 <= params.logprobs <= VOCAB_SIZE, "must be between 0 and 256"),
+        (
+            "prompt_logprobs",
+            params.prompt_logprobs is None or 0 <= params.prompt_logprobs <= VOCAB_SIZE,
+            "must be between 0 and 256",
+        ),
+        ("stop", all(params.stop), "must not hold an empty string"),
+    )
+    for name, holds, message in checks:
+        if not holds:
+            raise RequestError(name, f"{name} {message}, not {getattr(params, name)!r}")
+
+
+@dataclass
+class RandomStream:
+    """Uniform numbers in [0, 1) by index: Philox keyed by (seed, choice), its counter the index.
+
+    Number i is a function of seed, choice and i alone.
+    """
+
+    seed: int
+    choice: int
+    _first: int = 0
+    _draws: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def __getitem__(self, index: int) -> float:
+        if not self._first <= index < self._first + len(self._draws):
+            block = index // _DRAWS
+            key = np.array([self.seed % 2**64, self.choice % 2**64], dtype=np.uint64)
+            # One count of Philox4x64 makes four numbers.
+            counter = np.array([block * _DRAWS // 4, 0, 0, 0], dtype=np.uint64)
+            raw = np.random.Philox(key=key, counter=counter).random_raw(_DRAWS)
+            self._first, self._draws = block * _DRAWS, (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return float(self._draws[index - self._first])
+
+
+class LiveRequest:
+    """A request on its way: waiting (no row), prefilling (`fed` < the prompt's length) or decoding."""
+
+    def __init__(self, request: Request, num_chunk_stages: int, now: float) -> None:
+        self.request = request
+        self.params = request.params
+        self.row: int | None = None
+        self.fed = 0  # prompt bytes run through the model
+        self.output = bytearray()
+        self.random = RandomStream(self.params.seed, self.params.choice)
+        self.chunk_counts = [0] * num_chunk_stages
+        self.finish_reason: FinishReason | None = None
+        self._stop_reason: bytes | int | None = None
+        self._error: str | None = None
+        self._matcher = StopMatcher(self.params.stop)
+        self._utf8_state = utf8.state_after(request.prompt) if self.params.utf8 == "strict" else utf8.START
+        self._sent = 0  # output bytes handed out
+        self._logprobs: list[ByteLogprobs] = []  # of output bytes not handed out yet
+        self._prompt_logprobs: list[ByteLogprobs] = []
+        self._chunks: list[Chunk] = []
+        self._arrived, self._admitted, self._decoding = now, now, now
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def max_positions(self) -> int:
+        """Most bytes, and so most chunks of any stage, that the request can feed: the last byte never is."""
+        return max(len(self.request.prompt) + self.params.max_tokens - 1, len(self.request.prompt))
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.fed < len(self.request.prompt)
+
+    @property
+    def mask_row(self) -> int:
+        """Row of utf8.mask_table for the next byte."""
+        if self.params.utf8 == "raw":
+            return utf8.ANY_BYTE
+        remaining = self.params.max_tokens - len(self.output)
+        return utf8.mask_row(self._utf8_state, max(remaining, 1), may_end=not self.params.ignore_eos)
+
+    def admit(self, row: int, now: float) -> None:
+        self.row, self._admitted, self._decoding = row, now, now
+
+    def prefilled(self, end: int, logprobs: list[ByteLogprobs], now: float) -> None:
+        """Prompt bytes up to `end` have run; `logprobs` of the prompt bytes that they predicted."""
+        self.fed = end
+        self._prompt_logprobs += logprobs
+        if not self.is_prefilling:
+            self._decoding = now
+            if self.params.max_tokens == 0:
+                self.finish("length")
+
+    def saw_chunks(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self.chunk_counts[chunk.stage - 1] += 1
+        if self.params.return_chunks:
+            self._chunks += chunks
+
+    def append(self, byte: int, logprobs: ByteLogprobs | None) -> None:
+        """Takes the next byte of the completion and decides whether it was the last."""
+        if byte == EOS and not self.params.ignore_eos:
+            self.finish("stop", stop_reason=EOS)
+            return
+        self.output.append(byte)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        if self.params.utf8 == "strict":
+            following = utf8.advance(self._utf8_state, byte)
+            assert following is not None, "the mask let a byte through that is not well-formed"
+            self._utf8_state = following
+        stop = self._matcher.push(byte)
+        if stop is not None:
+            keep = len(self.output) - len(stop)
+            del self.output[keep:], self._logprobs[max(keep - self._sent, 0) :]
+            self.finish("stop", stop_reason=stop)
+        elif len(self.output) >= self.params.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason, *, stop_reason: bytes | int | None = None, error: str | None = None) -> None:
+        self.finish_reason, self._stop_reason, self._error = reason, stop_reason, error
+
+    def take_output(self, now: float) -> Output | None:
+        """What is new since the last call, or None; complete once finish_reason is set."""
+        done = self.finish_reason is not None
+        until = len(self.output) - (0 if done else self._matcher.pending)
+        if not (done or until > self._sent or self._chunks or (self._prompt_logprobs and not self.is_prefilling)):
+            return None
+        data = bytes(self.output[self._sent : until])
+        output = Output(
+            request_id=self.request_id,
+            data=data,
+            logprobs=tuple(self._logprobs[: len(data)]),
+            prompt_logprobs=() if self.is_prefilling and not done else tuple(self._prompt_logprobs),
+            chunks=tuple(sorted(self._chunks, key=lambda chunk: (chunk.start, chunk.stage))),
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+            error=self._error,
+            usage=self._usage(now) if done else None,
+        )
+        self._sent = until
+        del self._logprobs[: len(data)]
+        self._chunks.clear()
+        if output.prompt_logprobs:
+            self._prompt_logprobs.clear()
+        return output
+
+    def _usage(self, now: float) -> Usage:
+        started = self.row is not None
+        return Usage(
+            prompt_bytes=len(self.request.prompt),
+            completion_bytes=len(self.output),
+            chunks=tuple(self.chunk_counts),
+            queue_seconds=(self._admitted if started else now) - self._arrived,
+            prefill_seconds=(now if self.is_prefilling else self._decoding) - self._admitted if started else 0.0,
+            decode_seconds=now - self._decoding if started and not self.is_prefilling else 0.0,
+        )

@@ -1,0 +1,92 @@
+"""From logits to the next byte, for many rows at once. Knows tensors; no requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnet_runtime.config import VOCAB_SIZE
+from hnet_runtime.engine import utf8
+from hnet_runtime.engine.messages import ByteLogprobs, SamplingParams
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """What one row brings to a draw: its parameters, a row of utf8.mask_table, and a number in [0, 1)."""
+
+    params: SamplingParams
+    mask_row: int
+    uniform: float
+
+
+class Sampler:
+    """Chooses bytes on the device. Each row's byte depends on its own logits and RowSampling alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._masks = torch.from_numpy(utf8.mask_table()).to(device)
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, rows: Sequence[RowSampling]) -> Tensor:
+        """The next byte of each row: [B, V] fp32 → [B] int64.
+
+        Temperature 0 takes the largest allowed logit, ties to the lowest byte. Otherwise top-k, then top-p of what it
+        leaves, then min-p (relative to the most probable byte) cut the distribution at the given temperature,
+        and the inverse of its cumulative sum in byte order is taken at the row's uniform number.
+        """
+        allowed = self._masks[torch.tensor([row.mask_row for row in rows], device=self._device)]
+        logits = logits.masked_fill(~allowed, float("-inf"))
+        greedy = logits.argmax(-1)  # the first of equals
+        if all(row.params.temperature == 0.0 for row in rows):
+            return greedy
+        temperature = self._column([row.params.temperature or 1.0 for row in rows])
+        scaled = logits.double() / temperature
+        weights = torch.exp(scaled - scaled.amax(-1, keepdim=True))
+        if any(row.params.top_k or row.params.top_p < 1.0 or row.params.min_p for row in rows):
+            weights = self._cut(weights, [row.params for row in rows])
+        cumulative = weights.cumsum(-1)
+        target = cumulative[:, -1:] * self._column([row.uniform for row in rows])
+        # The first byte whose cumulative weight exceeds the target; rounding must not carry it past the last.
+        drawn = torch.searchsorted(cumulative, target, right=True)
+        last = VOCAB_SIZE - 1 - (weights > 0).flip(-1).int().argmax(-1, keepdim=True)
+        drawn = torch.minimum(drawn, last).squeeze(-1)
+        is_greedy = torch.tensor([row.params.temperature == 0.0 for row in rows], device=self._device)
+        return torch.where(is_greedy, greedy, drawn)
+
+    def _cut(self, weights: Tensor, params: list[SamplingParams]) -> Tensor:
+        """Sets to 0 the bytes that top-k, top-p and min-p leave out: [B, V] → [B, V], all fp64."""
+        ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(VOCAB_SIZE, device=self._device)
+        top_k = torch.tensor([[p.top_k or VOCAB_SIZE] for p in params], device=self._device)
+        kept = torch.where(rank < top_k, ordered, 0.0)
+        before = kept.cumsum(-1) - kept
+        top_p = self._column([p.top_p for p in params])
+        # At 1.0 nothing is cut, whatever the rounding of the sums.
+        inside = (before < top_p * kept.sum(-1, keepdim=True)) | (top_p >= 1.0)
+        above = ordered >= self._column([p.min_p for p in params]) * ordered[:, :1]
+        return torch.zeros_like(weights).scatter_(-1, order, torch.where(inside & above, kept, 0.0))
+
+    def _column(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self._device).unsqueeze(-1)
+
+
+@torch.inference_mode()
+def byte_logprobs(logits: Tensor, data: bytes, top: int) -> list[ByteLogprobs]:
+    """The model's own log-probabilities of bytes that came: logits [T, V] fp32, one row a byte of `data`.
+
+    `top` alternatives each, best first, ties to the lowest byte.
+    """
+    wide = logits.double()
+    wide = wide - wide.amax(-1, keepdim=True)
+    logprobs = wide - torch.log(torch.exp(wide).sum(-1, keepdim=True))
+    chosen = torch.tensor(list(data), device=logits.device).unsqueeze(-1)
+    own = logprobs.gather(-1, chosen).squeeze(-1).tolist()
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    best, order_rows = ordered[:, :top].tolist(), order[:, :top].tolist()
+    return [
+        ByteLogprobs(byte, logprob, tuple(zip(numbers, values, strict=True)))
+        for byte, logprob, numbers, values in zip(data, own, order_rows, best, strict=True)
+    ]

@@ -1,0 +1,89 @@
+"""Well-formed UTF-8 as an automaton over bytes, and the masks it allows. No tensors, no text.
+
+The states follow table 3-7 of the Unicode standard: what may still come inside a character.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hnet_runtime.config import EOS, VOCAB_SIZE
+
+START = 0
+_ONE, _TWO, _THREE, _E0, _ED, _F0, _F4 = range(1, 8)
+
+# State → [(first byte, last byte, next state)]; a state's name says what it still needs.
+_EDGES: dict[int, list[tuple[int, int, int]]] = {
+    START: [
+        (0x00, 0x7F, START),
+        (0xC2, 0xDF, _ONE),
+        (0xE0, 0xE0, _E0),
+        (0xE1, 0xEC, _TWO),
+        (0xED, 0xED, _ED),
+        (0xEE, 0xEF, _TWO),
+        (0xF0, 0xF0, _F0),
+        (0xF1, 0xF3, _THREE),
+        (0xF4, 0xF4, _F4),
+    ],
+    _ONE: [(0x80, 0xBF, START)],
+    _TWO: [(0x80, 0xBF, _ONE)],
+    _THREE: [(0x80, 0xBF, _TWO)],
+    _E0: [(0xA0, 0xBF, _ONE)],  # no overlong forms
+    _ED: [(0x80, 0x9F, _ONE)],  # no surrogates
+    _F0: [(0x90, 0xBF, _TWO)],
+    _F4: [(0x80, 0x8F, _TWO)],  # nothing beyond U+10FFFF
+}
+_NEEDED = {START: 0, _ONE: 1, _TWO: 2, _THREE: 3, _E0: 2, _ED: 2, _F0: 3, _F4: 3}
+_LONGEST = 4  # bytes of the longest character
+ANY_BYTE = len(_EDGES) * _LONGEST * 2
+"""Row of `mask_table` that allows every byte: `utf8: "raw"`."""
+
+
+def advance(state: int, byte: int) -> int | None:
+    """The state after `byte`, or None where it is not well-formed there."""
+    for first, last, following in _EDGES[state]:
+        if first <= byte <= last:
+            return following
+    return None
+
+
+def state_after(data: bytes) -> int:
+    """The state that `data` ends in: inside a character it has begun, or START; what is not well-formed is passed."""
+    for length in range(1, min(_LONGEST - 1, len(data)) + 1):
+        state = START
+        for byte in data[-length:]:
+            following = advance(state, byte)
+            if following is None or following == START:
+                break
+            state = following
+        else:
+            return state
+    return START
+
+
+def mask_row(state: int, remaining: int, may_end: bool) -> int:
+    """The row of `mask_table` for a state, with `remaining` bytes (at least 1) that may still come."""
+    return (state * _LONGEST + min(remaining, _LONGEST) - 1) * 2 + may_end
+
+
+@cache
+def mask_table() -> NDArray[np.bool_]:
+    """[rows, V] True where the byte may come.
+
+    A character is begun only if the bytes that remain can finish it; EOS (255, never part of well-formed text) is
+    allowed between characters, where it may end the text.
+    """
+    table = np.zeros((ANY_BYTE + 1, VOCAB_SIZE), dtype=np.bool_)
+    for state, edges in _EDGES.items():
+        for remaining in range(1, _LONGEST + 1):
+            for may_end in (False, True):
+                row = table[mask_row(state, remaining, may_end)]
+                for first, last, following in edges:
+                    if state != START or _NEEDED[following] < remaining:
+                        row[first : last + 1] = True
+                row[EOS] = may_end and state == START
+    table[ANY_BYTE] = True
+    return table

@@ -1,0 +1,198 @@
+"""An H-Net over rows: the loop down through encoders and routers, the main network, the loop up.
+
+Knows weights, rows and their state; nothing of requests or text. Prefill and decoding are one
+forward: each row gives the next bytes of its sequence, many for a prompt's span, one for a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hnet_runtime.config import ModelConfig, StageConfig
+from hnet_runtime.model.blocks import IsotropicStack, StageContext
+from hnet_runtime.ops.attention import KeyGrid
+from hnet_runtime.ops.ema import smooth
+from hnet_runtime.ops.linear import linear
+from hnet_runtime.ops.rotary import rotary_table
+from hnet_runtime.ops.router import BOUNDARY_THRESHOLD, boundary_probability
+from hnet_runtime.ops.spans import Ints, Spans
+from hnet_runtime.state.arenas import ModelState, StageState
+from hnet_runtime.state.rows import RingSlots
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the router of one stage said of the positions it saw in one forward.
+
+    rows, offsets: [T] row of each and the byte offset in the row's sequence of the byte it stands
+    for (its first byte, where the position is itself a chunk); p: [T] fp32; boundary: [T].
+    """
+
+    rows: Ints
+    offsets: Ints
+    p: NDArray[np.float32]
+    boundary: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """hidden: [T, D] the last decoder's output in packed order; verdicts of each routed stage reached."""
+
+    spans: Spans
+    order: Ints
+    hidden: Tensor
+    verdicts: tuple[Verdicts, ...]
+
+    @property
+    def last(self) -> Tensor:
+        """[R] packed places of the spans' last positions, in the order of the caller's rows."""
+        places = np.empty(len(self.order), dtype=np.int64)
+        places[self.order] = self.spans.last
+        return self.spans.tensor(places)
+
+    def places(self, index: int) -> Tensor:
+        """Packed places of all positions of the caller's span `index`, in time."""
+        span = int(np.flatnonzero(self.order == index)[0])
+        return self.spans.tensor(self.spans.offsets[: self.spans.lengths[span]] + span)
+
+
+class _Stage:
+    """The weights of one stage."""
+
+    def __init__(self, config: StageConfig, weights: Mapping[str, Tensor]) -> None:
+        self.config = config
+
+        def stack(name: str) -> IsotropicStack:
+            prefix = config.stack(name).prefix
+            return IsotropicStack(config, name, lambda key: weights[f"{prefix}.{key}"])
+
+        self.pad = weights[f"{config.prefix}.pad_dimension"] if config.pad_width else None
+        if config.is_main:
+            self.main = stack("main")
+        else:
+            self.encoder, self.decoder = stack("encoder"), stack("decoder")
+            # The router compares and the residual adds in fp32, whatever the model's dtype.
+            self.q_proj = weights[f"{config.prefix}.routing_module.q_proj_layer.weight"].float()
+            self.k_proj = weights[f"{config.prefix}.routing_module.k_proj_layer.weight"].float()
+            self.residual_weight = weights[f"{config.prefix}.residual_proj.weight"].float()
+            self.residual_bias = weights[f"{config.prefix}.residual_proj.bias"].float()
+
+    def widen(self, h: Tensor) -> Tensor:
+        """[T, d_outer] → [T, D]."""
+        return h if self.pad is None else torch.cat((h, self.pad.expand(h.shape[0], -1)), -1)
+
+    def context(self, spans: Spans, state: StageState) -> StageContext:
+        attention = self.config.attention
+        if attention is None or state.slots is None:
+            return StageContext(spans, None, None)
+        capacity = state.slots.capacity if isinstance(state.slots, RingSlots) else None
+        grid = KeyGrid(spans, attention.window, state.slots.slots, capacity)
+        positions = spans.tensor(spans.position_of)
+        return StageContext(
+            spans, grid, rotary_table(positions, attention.rotary_dim) if attention.rotary_dim else None
+        )
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """What the way down leaves for the way up: the encoder's output, and which chunk each position is in."""
+
+    stage: _Stage
+    arenas: StageState
+    context: StageContext
+    encoded: Tensor  # [T, D]
+    inner: Spans
+    p: Tensor  # [C] of the positions that opened the chunks
+    newest: Ints  # [T] place of a position's chunk in [R carried, then C]
+
+
+class HNet:
+    """The runtime's model: `weights` under the official key names, see config.tensor_shapes."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+        self.config = config
+        self.embeddings = weights["embeddings.weight"]
+        self.head = self.embeddings if config.tie_embeddings else weights["lm_head.weight"]
+        self.dtype, self.device = self.embeddings.dtype, self.embeddings.device
+        self._stages = [_Stage(stage, weights) for stage in config.stages]
+
+    def new_state(self, *, num_rows: int, kv_positions: int, max_positions: int) -> ModelState:
+        return ModelState(
+            self.config,
+            num_rows=num_rows,
+            kv_positions=kv_positions,
+            max_positions=max_positions,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, state: ModelState, rows: list[int], pieces: list[bytes]) -> Forward:
+        """Runs the next bytes of each row (distinct rows, at least one byte each) and advances its state."""
+        starts = state.stages[0].positions[rows]
+        spans, order = Spans.of(rows, starts, [len(piece) for piece in pieces], self.device)
+        if spans.is_step:
+            data = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        else:
+            data = np.empty(spans.total, dtype=np.uint8)
+            for span, index in enumerate(order):
+                data[spans.offsets[: spans.lengths[span]] + span] = np.frombuffer(pieces[index], dtype=np.uint8)
+        h = self.embeddings[spans.tensor(data.astype(np.int64))]
+        hidden, verdicts = self._run(state, spans, h)
+        return Forward(spans, order, hidden, verdicts)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[T, D] → [T, V] fp32, rounded to the model's dtype before as the released model does."""
+        return linear(hidden, self.head).float()
+
+    def _run(self, state: ModelState, spans: Spans, h: Tensor) -> tuple[Tensor, tuple[Verdicts, ...]]:
+        offsets = spans.position_of
+        descents: list[_Descent] = []
+        verdicts: list[Verdicts] = []
+        for stage, arenas in zip(self._stages, state.stages, strict=True):
+            context = stage.context(spans, arenas)
+            h = stage.widen(h)
+            if stage.config.is_main:
+                h = stage.main(h, arenas.stacks["main"], context)
+                _advance(arenas, spans)
+                break
+            h = stage.encoder(h, arenas.stacks["encoder"], context)
+            assert arenas.router is not None
+            p = boundary_probability(h, arenas.router, spans, stage.q_proj, stage.k_proj)
+            _advance(arenas, spans)
+            said = p.cpu().numpy()
+            boundary = said > BOUNDARY_THRESHOLD
+            verdicts.append(Verdicts(spans.rows[spans.span_of], offsets, said, boundary))
+            inner, places, newest = spans.select(boundary, state.stages[stage.config.index + 1].positions[spans.rows])
+            chosen = spans.tensor(places)
+            descents.append(_Descent(stage, arenas, context, h, inner, p[chosen], newest))
+            spans, offsets, h = inner, offsets[places], h[chosen]
+            if not len(spans):
+                break
+        for descent in reversed(descents):
+            h = self._ascend(descent, h)
+        return h, tuple(verdicts)
+
+    def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
+        """Chunk outputs z [C, ≥ D] back to the positions of the stage that opened the chunks: [T, d_outer]."""
+        stage, arenas, spans = descent.stage, descent.arenas, descent.context.spans
+        assert arenas.ema is not None
+        carried = arenas.ema.index_select(0, spans.row_index)
+        if len(descent.inner):
+            smoothed = smooth(z[:, : stage.config.d_model], descent.p, arenas.ema, descent.inner)
+            carried = torch.cat((carried, smoothed))
+        z_bar = carried[spans.tensor(descent.newest)]  # [T, D] fp32
+        residual = linear(descent.encoded.float(), stage.residual_weight, stage.residual_bias)
+        h = stage.decoder((z_bar + residual).to(self.dtype), arenas.stacks["decoder"], descent.context)
+        return h[:, : stage.config.d_outer]
+
+
+def _advance(arenas: StageState, spans: Spans) -> None:
+    arenas.positions[spans.rows] += spans.lengths

@@ -1,0 +1,30 @@
+"""Smoothing: the exponential moving average that carries chunk outputs back to their positions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hnet_runtime.ops.spans import Spans
+
+P_MIN, P_MAX = 1e-4, 1.0 - 1e-4  # the reference's clamp of p
+
+
+def smooth(z: Tensor, p: Tensor, memory: Tensor, spans: Spans) -> Tensor:
+    """z̄ ← P ẑ + (1 − P) z̄ at each chunk, sequential in time, in fp32 (paper, equation 5).
+
+    It starts from 0, so that the first chunk enters as 0.9999 · ẑ.
+
+    z: [C, D] chunk outputs and p: [C] the probabilities that opened them, packed by `spans` of the
+    chunks' stage, memory: [rows, D] fp32 (updated in place) → z̄: [C, D] fp32.
+    """
+    weight = p.clamp(P_MIN, P_MAX).unsqueeze(-1)
+    smoothed = z.float() * weight
+    carried = memory.index_select(0, spans.row_index)
+    keep = 1.0 - weight
+    for time in range(spans.longest):
+        running, begin = int(spans.counts[time]), int(spans.offsets[time])
+        here = smoothed[begin : begin + running]
+        carried[:running].mul_(keep[begin : begin + running]).add_(here)
+        here.copy_(carried[:running])
+    memory.index_copy_(0, spans.row_index, carried)
+    return smoothed

@@ -1,0 +1,55 @@
+"""The Mamba-2 recurrence, sequential in time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hnet_runtime.ops.spans import Spans
+
+_CHUNK_FLOATS = 1 << 22  # states kept at once while a span is walked
+
+
+def selective_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, spans: Spans
+) -> Tensor:
+    """S_t = exp(dt_t A) S_{t−1} + dt_t x_t ⊗ B_t;  y_t = S_t C_t + D x_t   (Mamba-2, one group).
+
+    x: [T, H, P], dt: [T, H] (after softplus), a: [H] (negative), b, c: [T, N], d: [H],
+    state: [rows, H, P, N] (updated in place), all fp32 → y: [T, H, P] fp32, from the
+    unrounded new state.
+    """
+    decay = torch.exp(dt * a)[:, :, None, None]  # [T, H, 1, 1]
+    scaled = (dt.unsqueeze(-1) * x).unsqueeze(-1)  # [T, H, P, 1]
+    y = _walk(scaled, decay, b[:, None, None, :], c[:, None, None, :], state, spans)
+    return y + d[:, None] * x
+
+
+def _walk(scaled: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, spans: Spans) -> Tensor:
+    carried = state.index_select(0, spans.row_index)  # [R, H, P, N]
+    if spans.is_step:
+        carried = carried.mul_(decay).add_(scaled * b)
+        state.index_copy_(0, spans.row_index, carried)
+        return (carried * c).sum(-1)
+    y = scaled.new_empty(scaled.shape[:3])
+    per_position = carried[0].numel()
+    offsets, counts = spans.offsets, spans.counts
+    time = 0
+    while time < spans.longest:
+        # As many times at once as fit: their inputs in one product, then step by step in place.
+        until = time + 1
+        while until < spans.longest and (offsets[until + 1] - offsets[time]) * per_position <= _CHUNK_FLOATS:
+            until += 1
+        begin, end = int(offsets[time]), int(offsets[until])
+        states = scaled[begin:end] * b[begin:end]  # [n, H, P, N]
+        for step in range(time, until):
+            running = int(counts[step])
+            at = int(offsets[step]) - begin
+            here = states[at : at + running]
+            before = carried[:running]
+            before.mul_(decay[begin + at : begin + at + running]).add_(here)
+            here.copy_(before)
+        y[begin:end] = (states * c[begin:end]).sum(-1)
+        time = until
+    state.index_copy_(0, spans.row_index, carried)
+    return y

@@ -1,0 +1,181 @@
+"""The memory of all rows: one tensor per kind and layer, indexed by row, updated in place.
+
+Knows the shapes a model's state has; nothing of requests, and not when a row is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hnet_runtime.config import ModelConfig, StackConfig, StageConfig
+from hnet_runtime.state.rows import PAGE, PagePool, RingSlots, pages_for
+
+
+@dataclass(frozen=True)
+class Mamba2State:
+    """conv: [rows, K − 1, E] last inputs of the convolution; ssm: [rows, H, P, N] fp32."""
+
+    conv: Tensor
+    ssm: Tensor
+
+    def reset(self, rows: Tensor) -> None:
+        self.conv.index_fill_(0, rows, 0.0)
+        self.ssm.index_fill_(0, rows, 0.0)
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """k, v: [slots, H, P]; which slots hold a row's positions, its stage's pages or ring say.
+
+    Nothing to reset: a row's position count says which slots are its own.
+    """
+
+    k: Tensor
+    v: Tensor
+
+    def reset(self, rows: Tensor) -> None:
+        del rows
+
+
+LayerState = Mamba2State | AttentionState
+
+
+@dataclass(frozen=True)
+class StageState:
+    """State of one stage. `router` [rows, D] and `ema` [rows, D] (fp32) are None in the main network."""
+
+    stacks: dict[str, tuple[LayerState, ...]]
+    positions: NDArray[np.int64]  # [rows] positions of this stage that each row has run
+    slots: PagePool | RingSlots | None  # where attention layers keep keys
+    router: Tensor | None
+    ema: Tensor | None
+
+    def tensors(self) -> Iterator[Tensor]:
+        for layers in self.stacks.values():
+            for layer in layers:
+                yield from (layer.conv, layer.ssm) if isinstance(layer, Mamba2State) else (layer.k, layer.v)
+        if self.router is not None and self.ema is not None:
+            yield from (self.router, self.ema)
+
+
+class ModelState:
+    """Arenas for `num_rows` rows besides the padding row.
+
+    kv_positions: KV capacity, in positions, of each full-attention stage together.
+    max_positions: most positions one row may have in any stage (bytes it may read and write).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_rows: int,
+        kv_positions: int,
+        max_positions: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_rows = num_rows + 1
+        self.device = device
+        self.stages = tuple(
+            self._stage(stage, kv_positions=kv_positions, max_positions=max_positions, dtype=dtype)
+            for stage in config.stages
+        )
+
+    def _stage(self, stage: StageConfig, *, kv_positions: int, max_positions: int, dtype: torch.dtype) -> StageState:
+        slots: PagePool | RingSlots | None = None
+        num_slots = 0
+        if stage.attention is not None:
+            window = stage.attention.window
+            if 0 <= window < max_positions - 1:
+                slots = RingSlots(window + 1)
+                num_slots = self.num_rows * slots.capacity
+            else:
+                slots = PagePool(self.num_rows, pages_for(kv_positions), max_positions)
+                num_slots = (slots.num_pages + 1) * PAGE
+
+        def layers(stack: StackConfig) -> tuple[LayerState, ...]:
+            return tuple(
+                self._mamba2(stage, dtype) if layer.mixer == "mamba2" else self._attention(stage, num_slots, dtype)
+                for layer in stack.layers
+            )
+
+        routed = not stage.is_main
+        return StageState(
+            stacks={stack.name: layers(stack) for stack in stage.stacks},
+            positions=np.zeros(self.num_rows, dtype=np.int64),
+            slots=slots,
+            router=self._zeros(self.num_rows, stage.d_model, dtype=dtype) if routed else None,
+            ema=self._zeros(self.num_rows, stage.d_model, dtype=torch.float32) if routed else None,
+        )
+
+    def _mamba2(self, stage: StageConfig, dtype: torch.dtype) -> Mamba2State:
+        assert stage.mamba2 is not None
+        ssm = stage.mamba2
+        return Mamba2State(
+            conv=self._zeros(self.num_rows, ssm.d_conv - 1, ssm.conv_channels, dtype=dtype),
+            ssm=self._zeros(self.num_rows, ssm.num_heads, ssm.head_dim, ssm.d_state, dtype=torch.float32),
+        )
+
+    def _attention(self, stage: StageConfig, num_slots: int, dtype: torch.dtype) -> AttentionState:
+        assert stage.attention is not None
+        shape = (num_slots, stage.attention.num_heads, stage.attention.head_dim)
+        return AttentionState(k=self._zeros(*shape, dtype=dtype), v=self._zeros(*shape, dtype=dtype))
+
+    def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        # On a CPU the system hands out zeroed memory when it is first written: an arena that is
+        # never used costs address space only.
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for stage in self.stages for tensor in stage.tensors())
+
+    @property
+    def page_pools(self) -> tuple[PagePool, ...]:
+        return tuple(stage.slots for stage in self.stages if isinstance(stage.slots, PagePool))
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Makes rows as if they had never run."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        for stage in self.stages:
+            stage.positions[list(rows)] = 0
+            for layers in stage.stacks.values():
+                for layer in layers:
+                    layer.reset(index)
+            if stage.router is not None and stage.ema is not None:
+                stage.router.index_fill_(0, index, 0.0)
+                stage.ema.index_fill_(0, index, 0.0)
+
+
+def kv_bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes that one position takes in all full-attention stages together, were every byte a chunk."""
+    total = 0
+    for stage in config.stages:
+        layers = sum(layer.mixer == "attention" for stack in stage.stacks for layer in stack.layers)
+        if stage.attention is not None and stage.attention.window < 0:
+            total += layers * 2 * stage.d_model * dtype.itemsize
+    return total
+
+
+def state_bytes_per_row(config: ModelConfig, dtype: torch.dtype, max_positions: int) -> int:
+    """Bytes of fixed-size state (convolution, SSM, rings, router, EMA) one row takes."""
+    total = 0
+    for stage in config.stages:
+        for stack in stage.stacks:
+            for layer in stack.layers:
+                if layer.mixer == "mamba2":
+                    assert stage.mamba2 is not None
+                    ssm = stage.mamba2
+                    total += (ssm.d_conv - 1) * ssm.conv_channels * dtype.itemsize + ssm.d_inner * ssm.d_state * 4
+                elif stage.attention is not None and 0 <= stage.attention.window < max_positions - 1:
+                    total += 2 * (stage.attention.window + 1) * stage.d_model * dtype.itemsize
+        if not stage.is_main:
+            total += stage.d_model * (dtype.itemsize + 4)
+    return total

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hnet_runtime.engine.messages import Chunk, EngineStats, Output, Request, StepRecord, Tick
-from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Work
+from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Span, Work
 from hnet_runtime.engine.request import LiveRequest, RequestError, validate
 from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
@@ -68,7 +68,7 @@ class EngineLoop:
 
     def tick(self) -> Tick:
         plan = self._plan()
-        steps = [self._run(work) for work in plan.work]
+        steps = [record for work in plan.work for record in self._run(work)]
         self._commit()
         return self._emit(steps)
 
@@ -78,48 +78,47 @@ class EngineLoop:
             self._runner.reset(admitted)
         return self._scheduler.plan()
 
-    def _run(self, work: Work) -> StepRecord:
-        started = time.perf_counter()
+    def _run(self, work: Work) -> list[StepRecord]:
         match work:
             case ByteStep(rows):
-                self._step(rows)
-                return StepRecord("byte", 0, len(rows), time.perf_counter() - started)
-            case Prefill():
-                self._prefill(work)
-                return StepRecord("prefill", 0, work.num_bytes, time.perf_counter() - started)
+                return self._step(rows)
+            case Prefill(spans):
+                return self._prefill(spans)
 
-    def _step(self, rows: Sequence[int]) -> None:
+    def _step(self, rows: Sequence[int]) -> list[StepRecord]:
         requests = [self._scheduler[row] for row in rows]
-        chunks, logits = self._runner.step(rows, bytes(request.output[-1] for request in requests))
-        for request, opened in zip(requests, chunks, strict=True):
+        result = self._runner.step(rows, bytes(request.output[-1] for request in requests))
+        for request, opened in zip(requests, result.chunks, strict=True):
             self._saw_chunks(request, opened)
-        self._sample(requests, logits)
+        self._sample(requests, result.logits)
+        return result.records
 
-    def _prefill(self, work: Prefill) -> None:
-        requests = [self._scheduler[span.row] for span in work.spans]
-        results = self._runner.prefill(
-            [span.row for span in work.spans],
-            [r.request.prompt[span.begin : span.end] for r, span in zip(requests, work.spans, strict=True)],
+    def _prefill(self, spans: Sequence[Span]) -> list[StepRecord]:
+        requests = [self._scheduler[span.row] for span in spans]
+        result = self._runner.prefill(
+            [span.row for span in spans],
+            [r.request.prompt[span.begin : span.end] for r, span in zip(requests, spans, strict=True)],
             [
                 span.end - span.begin if r.params.prompt_logprobs is not None else int(span.completes)
-                for r, span in zip(requests, work.spans, strict=True)
+                for r, span in zip(requests, spans, strict=True)
             ],
         )
         ready: list[tuple[LiveRequest, Tensor]] = []
-        for request, span, result in zip(requests, work.spans, results, strict=True):
+        for request, span, opened, logits in zip(requests, spans, result.chunks, result.logits, strict=True):
             self._prompt_bytes += span.end - span.begin
-            self._saw_chunks(request, result.chunks)
+            self._saw_chunks(request, opened)
             prompt_logprobs = []
             if request.params.prompt_logprobs is not None:
                 # Position i predicts prompt byte i + 1; the last position predicts the completion's first.
                 following = request.request.prompt[span.begin + 1 : span.end + 1]
                 top = request.params.prompt_logprobs
-                prompt_logprobs = byte_logprobs(result.logits[: len(following)], following, top)
+                prompt_logprobs = byte_logprobs(logits[: len(following)], following, top)
             request.prefilled(span.end, prompt_logprobs, time.perf_counter())
             if span.completes and request.finish_reason is None:
-                ready.append((request, result.logits[-1]))
+                ready.append((request, logits[-1]))
         if ready:
             self._sample([request for request, _ in ready], torch.stack([logits for _, logits in ready]))
+        return result.records
 
     def _saw_chunks(self, request: LiveRequest, chunks: list[Chunk]) -> None:
         request.saw_chunks(chunks)

@@ -102,8 +102,11 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One piece of work of a tick: kind `prefill`, `byte` or `stage`; rows (for a prefill,
-    positions of stage 0) it covered; seconds it took."""
+    """What one stage did in one piece of work of a tick.
+
+    kind: `prefill` (any stage), `byte` (a decoding step of stage 0) or `stage` (of the stage above it that
+    was due); rows: rows it covered, or for a prefill positions of that stage; seconds it took.
+    """
 
     kind: Literal["prefill", "byte", "stage"]
     stage: int

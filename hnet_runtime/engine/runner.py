@@ -7,20 +7,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hnet_runtime.engine.messages import Chunk
+from hnet_runtime.engine.messages import Chunk, StepRecord
 from hnet_runtime.model.hierarchy import Forward, HNet, Verdicts
 from hnet_runtime.state.arenas import ModelState
 
 
 @dataclass(frozen=True)
-class RowResult:
-    """What one row got out of a piece of work: the chunks its bytes opened, in no order.
+class StepResult:
+    """One step of B rows: the chunks each row's byte opened, and logits [B, V] fp32."""
 
-    `logits` [t, V] fp32 stand for the last t of its positions, as many as were asked for.
-    """
-
-    chunks: list[Chunk]
+    chunks: list[list[Chunk]]
     logits: Tensor
+    records: list[StepRecord]
+
+
+@dataclass(frozen=True)
+class PrefillResult:
+    """One packed prefill: for each row the chunks its bytes opened, in no order, and logits [t, V] fp32 of the last
+    t of its positions, as many as were asked for."""
+
+    chunks: list[list[Chunk]]
+    logits: list[Tensor]
+    records: list[StepRecord]
 
 
 class Runner:
@@ -36,20 +44,22 @@ class Runner:
     def reset(self, rows: Sequence[int]) -> None:
         self._state.reset(rows)
 
-    def step(self, rows: Sequence[int], data: bytes) -> tuple[list[list[Chunk]], Tensor]:
-        """One byte of each row: the chunks each opened, and logits [B, V] fp32 in the order of `rows`."""
+    def step(self, rows: Sequence[int], data: bytes) -> StepResult:
+        """One byte of each row."""
         forward = self._model.forward(self._state, list(rows), [data[i : i + 1] for i in range(len(data))])
         chunks = _chunks_by_row(forward.verdicts)
-        return [chunks.get(row, []) for row in rows], self._model.logits(forward.hidden)
+        records = [StepRecord("stage" if w.stage else "byte", w.stage, w.positions, w.seconds) for w in forward.work]
+        return StepResult([chunks.get(row, []) for row in rows], self._model.logits(forward.hidden), records)
 
-    def prefill(self, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]) -> list[RowResult]:
+    def prefill(self, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]) -> PrefillResult:
         """Pieces of prompts, one a row; logits of the last `num_logits` positions of each."""
         forward = self._model.forward(self._state, list(rows), list(pieces))
         chunks = _chunks_by_row(forward.verdicts)
-        return [
-            RowResult(chunks.get(row, []), self._last_logits(forward, index, count))
-            for index, (row, count) in enumerate(zip(rows, num_logits, strict=True))
-        ]
+        return PrefillResult(
+            chunks=[chunks.get(row, []) for row in rows],
+            logits=[self._last_logits(forward, index, count) for index, count in enumerate(num_logits)],
+            records=[StepRecord("prefill", w.stage, w.positions, w.seconds) for w in forward.work],
+        )
 
     def _last_logits(self, forward: Forward, index: int, count: int) -> Tensor:
         places = forward.places(index)

@@ -83,7 +83,8 @@ class Scheduler:
 
     def plan(self) -> Plan:
         work: list[Work] = []
-        decoding = tuple(row for row, request in self._live.items() if not request.is_prefilling)
+        # In order of rows: neighbours in memory step together.
+        decoding = tuple(sorted(row for row, request in self._live.items() if not request.is_prefilling))
         if decoding:
             work.append(ByteStep(decoding))
         spans = tuple(self._spans([request for request in self._live.values() if request.is_prefilling]))

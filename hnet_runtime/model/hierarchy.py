@@ -6,6 +6,7 @@ forward: each row gives the next bytes of its sequence, many for a prompt's span
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,13 +42,24 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
+class StageWork:
+    """Positions one stage ran in one forward, and the seconds its own stacks took."""
+
+    stage: int
+    positions: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Forward:
-    """hidden: [T, D] the last decoder's output in packed order; verdicts of each routed stage reached."""
+    """hidden: [T, D] the last decoder's output in packed order; verdicts of each routed stage, and work of each
+    stage, that was reached."""
 
     spans: Spans
     order: Ints
     hidden: Tensor
     verdicts: tuple[Verdicts, ...]
+    work: tuple[StageWork, ...]
 
     @property
     def last(self) -> Tensor:
@@ -144,24 +156,27 @@ class HNet:
             for span, index in enumerate(order):
                 data[spans.offsets[: spans.lengths[span]] + span] = np.frombuffer(pieces[index], dtype=np.uint8)
         h = self.embeddings[spans.tensor(data.astype(np.int64))]
-        hidden, verdicts = self._run(state, spans, h)
-        return Forward(spans, order, hidden, verdicts)
+        return self._run(state, spans, order, h)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, D] → [T, V] fp32, rounded to the model's dtype before as the released model does."""
         return linear(hidden, self.head).float()
 
-    def _run(self, state: ModelState, spans: Spans, h: Tensor) -> tuple[Tensor, tuple[Verdicts, ...]]:
-        offsets = spans.position_of
+    def _run(self, state: ModelState, outermost: Spans, order: Ints, h: Tensor) -> Forward:
+        spans, offsets = outermost, outermost.position_of
         descents: list[_Descent] = []
         verdicts: list[Verdicts] = []
+        positions: list[int] = []
+        clock = _StageClock()
         for stage, arenas in zip(self._stages, state.stages, strict=True):
+            positions.append(spans.total)
             context = stage.context(spans, arenas)
             h = stage.widen(h)
             if stage.config.is_main:
                 h = stage.main(h, arenas.stacks["main"], context)
                 _advance(arenas, spans)
+                clock.lap(stage.config.index)
                 break
             h = stage.encoder(h, arenas.stacks["encoder"], context)
             assert arenas.router is not None
@@ -174,11 +189,14 @@ class HNet:
             chosen = spans.tensor(places)
             descents.append(_Descent(stage, arenas, context, h, inner, p[chosen], newest))
             spans, offsets, h = inner, offsets[places], h[chosen]
+            clock.lap(stage.config.index)
             if not len(spans):
                 break
         for descent in reversed(descents):
             h = self._ascend(descent, h)
-        return h, tuple(verdicts)
+            clock.lap(descent.stage.config.index)
+        work = tuple(StageWork(stage, count, clock.seconds[stage]) for stage, count in enumerate(positions))
+        return Forward(outermost, order, h, tuple(verdicts), work)
 
     def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
         """Chunk outputs z [C, ≥ D] back to the positions of the stage that opened the chunks: [T, d_outer]."""
@@ -192,6 +210,19 @@ class HNet:
         residual = linear(descent.encoded.float(), stage.residual_weight, stage.residual_bias)
         h = stage.decoder((z_bar + residual).to(self.dtype), arenas.stacks["decoder"], descent.context)
         return h[:, : stage.config.d_outer]
+
+
+class _StageClock:
+    """Adds up the time between laps to the stage each lap names."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: int) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
 
 
 def _advance(arenas: StageState, spans: Spans) -> None:

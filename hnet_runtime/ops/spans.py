@@ -80,6 +80,12 @@ class Spans:
         """[R] rows as an index into arenas."""
         return self.tensor(self.rows)
 
+    def consecutive(self, part: slice) -> slice | None:
+        """The arena rows of these spans as a slice, where they are consecutive, else None."""
+        first = int(self.rows[part.start])
+        run = slice(first, first + part.stop - part.start)
+        return run if np.array_equal(self.rows[part], np.arange(run.start, run.stop)) else None
+
     @cached_property
     def position_of(self) -> Ints:
         """[T] absolute stage position of each packed position."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from hnet_runtime.ops.spans import Spans
 
 _CHUNK_FLOATS = 1 << 22  # states kept at once while a span is walked
+_CACHE_FLOATS = 1 << 17  # states of as many rows as a core's cache holds step together
 
 
 def selective_scan(
@@ -26,11 +27,9 @@ def selective_scan(
 
 
 def _walk(scaled: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, spans: Spans) -> Tensor:
-    carried = state.index_select(0, spans.row_index)  # [R, H, P, N]
     if spans.is_step:
-        carried = carried.mul_(decay).add_(scaled * b)
-        state.index_copy_(0, spans.row_index, carried)
-        return (carried * c).sum(-1)
+        return _step(scaled, decay, b, c, state, spans)
+    carried = state.index_select(0, spans.row_index)  # [R, H, P, N]
     y = scaled.new_empty(scaled.shape[:3])
     per_position = carried[0].numel()
     offsets, counts = spans.offsets, spans.counts
@@ -52,4 +51,21 @@ def _walk(scaled: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, sp
         y[begin:end] = (states * c[begin:end]).sum(-1)
         time = until
     state.index_copy_(0, spans.row_index, carried)
+    return y
+
+
+def _step(scaled: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, spans: Spans) -> Tensor:
+    """One time of every row, as many rows at once as the cache holds."""
+    y = scaled.new_empty(scaled.shape[:3])
+    rows_at_once = max(1, _CACHE_FLOATS // state[0].numel())
+    for begin in range(0, len(spans), rows_at_once):
+        part = slice(begin, min(begin + rows_at_once, len(spans)))
+        new = scaled[part] * b[part]
+        if (run := spans.consecutive(part)) is not None:
+            here = state[run]  # consecutive rows are updated where they lie
+            here.mul_(decay[part]).add_(new)
+        else:
+            here = state.index_select(0, spans.row_index[part]).mul_(decay[part]).add_(new)
+            state.index_copy_(0, spans.row_index[part], here)
+        y[part] = torch.mul(here, c[part], out=new).sum(-1)
     return y

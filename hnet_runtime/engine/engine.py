@@ -55,7 +55,8 @@ class EngineConfig:
 
     max_num_seqs: rows that run at once; None is 64 on a CPU, 256 on CUDA.
     max_model_len: bytes of prompt and completion together, the most one request may have.
-    prefill_bytes_per_tick: bytes of prompts that run between two steps of the running rows.
+    prefill_bytes_per_tick: bytes of prompts that run between two steps of the decoding rows (eight times as many
+        while no row decodes).
     kv_memory: bytes for the keys and values of full-attention stages; None takes what
         max_num_seqs rows of max_model_len would need, but no more than a quarter of the memory.
     threads: CPU threads of one matrix product; None decides by the model's width.
@@ -63,7 +64,7 @@ class EngineConfig:
 
     max_num_seqs: int | None = None
     max_model_len: int = TRAINING_CONTEXT
-    prefill_bytes_per_tick: int = 256
+    prefill_bytes_per_tick: int = 64
     kv_memory: int | None = None
     threads: int | None = None
 

@@ -13,12 +13,15 @@ from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Span, Work
 from hnet_runtime.engine.request import LiveRequest, RequestError
 from hnet_runtime.state.rows import PagePool, RowPool, pages_for
 
+_NOBODY_WAITS = 8  # times the bytes of prompts a tick runs while no row decodes
+
 
 class Scheduler:
     """First come, first served. A request is admitted when a row and the KV pages of its longest possible
     course are free: one chunk per byte in every stage, since odd input does that.
 
-    prefill_bytes: bytes of prompts that one tick runs at most, shared evenly between the prompts.
+    prefill_bytes: bytes of prompts that one tick runs at most, shared evenly between the prompts, while other rows
+        decode and wait for it; eight times as many while none does.
     """
 
     def __init__(self, rows: RowPool, pages: Sequence[PagePool], prefill_bytes: int) -> None:
@@ -87,14 +90,14 @@ class Scheduler:
         decoding = tuple(sorted(row for row, request in self._live.items() if not request.is_prefilling))
         if decoding:
             work.append(ByteStep(decoding))
-        spans = tuple(self._spans([request for request in self._live.values() if request.is_prefilling]))
+        prompts = [request for request in self._live.values() if request.is_prefilling]
+        spans = tuple(self._spans(prompts, self._prefill_bytes * (1 if decoding else _NOBODY_WAITS)))
         if spans:
             work.append(Prefill(spans))
         return Plan(tuple(work))
 
-    def _spans(self, prompts: list[LiveRequest]) -> Iterator[Span]:
+    def _spans(self, prompts: list[LiveRequest], budget: int) -> Iterator[Span]:
         """Shares the tick's bytes: everyone the same, and what short prompts leave goes to the others."""
-        budget = self._prefill_bytes
         shortest_first = sorted(prompts, key=lambda request: len(request.request.prompt) - request.fed)
         for index, request in enumerate(shortest_first):
             assert request.row is not None

@@ -1,0 +1,81 @@
+"""A benchmark's result as rows: printed as a table, written as JSON in the form docs/api.md states."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure; `ratio` is value ÷ the value of the row named `ratio_to`, of the same run."""
+
+    name: str
+    value: float
+    unit: str
+    ratio_to: str | None = None
+    ratio: float | None = None
+
+
+def machine() -> dict[str, str | int]:
+    """The machine in words: processor, cores, memory, versions."""
+    model = platform.processor() or platform.machine()
+    flags = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+            elif line.startswith("flags"):
+                flags = line
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+    return {
+        "processor": model,
+        "isa": " ".join(flag for flag in wanted if f" {flag} " in f"{flags} "),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def commit() -> str:
+    """The commit measured, or "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def write_json(path: Path, benchmark: str, rows: list[Row]) -> None:
+    document = {
+        "benchmark": benchmark,
+        "commit": commit(),
+        "machine": machine(),
+        "rows": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def print_table(title: str, columns: list[str], lines: list[list[str]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=120).print(table)

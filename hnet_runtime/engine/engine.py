@@ -238,7 +238,12 @@ def _dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtyp
 
 def _default_threads(config: ModelConfig) -> int:
     widest = max(stage.d_model for stage in config.stages)
-    return 1 if widest <= _ONE_THREAD_UP_TO else len(os.sched_getaffinity(0))
+    return 1 if widest <= _ONE_THREAD_UP_TO else _num_cores()
+
+
+def _num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _kv_positions(model: HNet, num_rows: int, config: EngineConfig) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hnet_runtime.engine.messages import Chunk, EngineStats, Output, Request, StepRecord, Tick
+from hnet_runtime.engine.messages import ByteLogprobs, Chunk, EngineStats, Output, Request, StepRecord, Tick
 from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Span, Work
 from hnet_runtime.engine.request import LiveRequest, RequestError, validate
 from hnet_runtime.engine.runner import Runner
@@ -111,8 +111,8 @@ class EngineLoop:
             if request.params.prompt_logprobs is not None:
                 # Position i predicts prompt byte i + 1; the last position predicts the completion's first.
                 following = request.request.prompt[span.begin + 1 : span.end + 1]
-                top = request.params.prompt_logprobs
-                prompt_logprobs = byte_logprobs(logits[: len(following)], following, top)
+                tops = [request.params.prompt_logprobs] * len(following)
+                prompt_logprobs = byte_logprobs(logits[: len(following)], following, tops)
             request.prefilled(span.end, prompt_logprobs, time.perf_counter())
             if span.completes and request.finish_reason is None:
                 ready.append((request, logits[-1]))
@@ -138,12 +138,16 @@ class EngineLoop:
                 return
         rows = [RowSampling(r.params, r.mask_row, _uniform(r)) for r in requests]
         drawn = self._sampler.sample(logits, rows).tolist()
+        asked = [index for index, request in enumerate(requests) if request.params.logprobs is not None]
+        logprobs: dict[int, ByteLogprobs] = {}
+        if asked:
+            tops = [requests[index].params.logprobs or 0 for index in asked]
+            entries = byte_logprobs(logits[asked], bytes(drawn[index] for index in asked), tops)
+            logprobs = dict(zip(asked, entries, strict=True))
         for index, (request, byte) in enumerate(zip(requests, drawn, strict=True)):
-            logprobs = None
-            if request.params.logprobs is not None:
-                (logprobs,) = byte_logprobs(logits[index : index + 1], bytes([byte]), request.params.logprobs)
-            request.append(byte, logprobs)
-        self._generated_bytes += len(requests)
+            before = len(request.output)
+            request.append(byte, logprobs.get(index))
+            self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none
 
     def _commit(self) -> None:
         """Frees what ended, so that the next tick's plan can use it."""

@@ -74,10 +74,10 @@ class Sampler:
 
 
 @torch.inference_mode()
-def byte_logprobs(logits: Tensor, data: bytes, top: int) -> list[ByteLogprobs]:
+def byte_logprobs(logits: Tensor, data: bytes, tops: Sequence[int]) -> list[ByteLogprobs]:
     """The model's own log-probabilities of bytes that came: logits [T, V] fp32, one row a byte of `data`.
 
-    `top` alternatives each, best first, ties to the lowest byte.
+    `tops` alternatives each, best first, ties to the lowest byte.
     """
     wide = logits.double()
     wide = wide - wide.amax(-1, keepdim=True)
@@ -85,8 +85,9 @@ def byte_logprobs(logits: Tensor, data: bytes, top: int) -> list[ByteLogprobs]:
     chosen = torch.tensor(list(data), device=logits.device).unsqueeze(-1)
     own = logprobs.gather(-1, chosen).squeeze(-1).tolist()
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    best, order_rows = ordered[:, :top].tolist(), order[:, :top].tolist()
+    most = max(tops, default=0)
+    best, numbers = ordered[:, :most].tolist(), order[:, :most].tolist()
     return [
-        ByteLogprobs(byte, logprob, tuple(zip(numbers, values, strict=True)))
-        for byte, logprob, numbers, values in zip(data, own, order_rows, best, strict=True)
+        ByteLogprobs(byte, logprob, tuple(zip(numbers[i][:top], best[i][:top], strict=True)))
+        for i, (byte, logprob, top) in enumerate(zip(data, own, tops, strict=True))
     ]

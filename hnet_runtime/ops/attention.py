@@ -25,41 +25,47 @@ Any valid slot may stand for a position that is not kept; it is masked."""
 class KeyGrid:
     """Which keys the queries of `spans` see and where they are kept: the same for all layers of a stage.
 
-    For every span a run of L positions that begins at a block border at or before the first
-    key its first query sees, and reaches its last position. `window` is the number of positions before
-    a query that it sees; −1 sees all. `capacity` is how many positions of a row the store keeps (ring), or
-    None.
+    For every span the blocks from the one with the oldest key its first query sees to the one with its own last
+    position. They are packed like Spans pack positions: the n-th blocks of all spans lie together, spans with
+    most blocks first, so that sums over blocks walk contiguous slices and a short row pays nothing for a long one.
+
+    window: positions before a query that it sees; −1 sees all. capacity: how many positions of a row the store
+    keeps (ring), or None (pages).
     """
 
     def __init__(self, spans: Spans, window: int, slots_of: SlotsOf, capacity: int | None) -> None:
         self.spans, self.window = spans, window
         oldest = np.maximum(spans.starts - window, 0) if window >= 0 else np.zeros_like(spans.starts)
-        base = oldest - oldest % BLOCK
         newest = spans.starts + spans.lengths - 1
-        self.blocks = int(((newest - base) // BLOCK + 1).max())
-        positions = base[:, None] + np.arange(self.blocks * BLOCK)[None, :]  # [R, L]
-        self._positions = positions
-        self._kept = (positions >= oldest[:, None]) & (positions <= newest[:, None])
-        inside = np.minimum(positions, newest[:, None])
-        self.gather = spans.tensor(slots_of(spans.rows[:, None], inside).reshape(-1))
-        # Where the spans' own keys stand in the grid, and which of them are worth keeping.
-        place = spans.position_of - base[spans.span_of]
-        self.own = spans.tensor(spans.span_of * positions.shape[1] + place)
-        keep = np.flatnonzero(spans.position_of > newest[spans.span_of] - capacity) if capacity else None
-        self.write_from = None if keep is None or len(keep) == spans.total else spans.tensor(keep)
-        written = slice(None) if keep is None else keep
-        self.write = spans.tensor(
-            slots_of(spans.rows[spans.span_of][written][:, None], spans.position_of[written][:, None])[:, 0]
-        )
+        first_block = oldest // BLOCK
+        self.blocks, order = Spans.of(spans.rows, first_block, newest // BLOCK - first_block + 1, spans.device)
+        owner = order[self.blocks.span_of]  # [N] the span each packed block belongs to
+        self._owner = owner
+        self._positions = self.blocks.position_of[:, None] * BLOCK + np.arange(BLOCK)[None, :]  # [N, BLOCK]
+        self._kept = (self._positions >= oldest[owner, None]) & (self._positions <= newest[owner, None])
+        inside = np.minimum(self._positions, newest[owner, None])
+        self.gather = spans.tensor(slots_of(spans.rows[owner, None], inside).reshape(-1))
+        self.owner = spans.tensor(owner)
+        self.place_of = spans.tensor(self.blocks.span_of)  # [N] place of each block's span in the blocks' order
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        self.back = spans.tensor(place)  # [R] from the blocks' order to the spans'
+        # Where the spans' own keys stand among the blocks, and which of them are worth keeping.
+        span, position = spans.span_of, spans.position_of
+        block = self.blocks.offsets[position // BLOCK - first_block[span]] + place[span]
+        self.own = spans.tensor(block * BLOCK + position % BLOCK)
+        keep = np.flatnonzero(position > newest[span] - capacity) if capacity else np.arange(spans.total)
+        self.write_from = None if len(keep) == spans.total else spans.tensor(keep)
+        self.write = spans.tensor(slots_of(spans.rows[span[keep]][:, None], position[keep, None])[:, 0])
 
     @cached_property
     def absent(self) -> Tensor:
-        """[R, L, 1, 1] True where the grid holds no key of the row: another row's leftovers, perhaps not finite."""
+        """[N, BLOCK, 1, 1] True where no key of the row stands: another row's leftovers, perhaps not finite."""
         return self.spans.tensor(~self._kept)[:, :, None, None]
 
     def hidden(self, begin: int, end: int) -> Tensor:
-        """[R, end − begin, 1, L] True where the query at that time of its span must not see the key."""
-        query = (self.spans.starts[:, None] + np.arange(begin, end)[None, :])[:, :, None]
+        """[N, end − begin, 1, BLOCK] True where the query at that time of its span must not see the key."""
+        query = (self.spans.starts[self._owner, None] + np.arange(begin, end)[None, :])[:, :, None]
         key = self._positions[:, None, :]
         hidden = key > query
         if self.window >= 0:
@@ -81,10 +87,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, k_store: Tensor, v_store: Tensor, gr
     padded = q if spans.is_step else q[spans.padded_index.reshape(-1)]
     queries = (padded.float() * head_dim**-0.5).view(len(spans), spans.longest, heads, head_dim)
 
-    per_time = keys.numel()
-    at_once = max(1, _CHUNK_FLOATS // per_time)
+    at_once = max(1, _CHUNK_FLOATS // keys.numel())
     parts = [
-        _attend_block(queries[:, begin : begin + at_once], keys, values, grid, begin)
+        _attend_times(queries[:, begin : begin + at_once], keys, values, grid, begin)
         for begin in range(0, spans.longest, at_once)
     ]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -94,25 +99,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, k_store: Tensor, v_store: Tensor, gr
 
 
 def _gathered(new: Tensor, store: Tensor, grid: KeyGrid) -> Tensor:
-    """[R, L, H, P] fp32: kept keys, with the spans' own laid over; the store then takes those."""
+    """[N, BLOCK, H, P] fp32: kept keys, with the spans' own laid over; the store then takes those."""
     found = store.index_select(0, grid.gather)
     found.index_copy_(0, grid.own, new)
     store.index_copy_(0, grid.write, new if grid.write_from is None else new[grid.write_from])
-    return found.view(len(grid.spans), -1, *new.shape[1:]).float()
+    return found.view(-1, BLOCK, *new.shape[1:]).float()
 
 
-def _attend_block(queries: Tensor, keys: Tensor, values: Tensor, grid: KeyGrid, begin: int) -> Tensor:
-    """Queries [R, t, H, P] at times begin… of their spans against the grid → [R, t, H, P]."""
-    spans_count, times, heads, head_dim = queries.shape
-    scores = (queries.unsqueeze(2) * keys.unsqueeze(1)).sum(-1)  # [R, t, L, H]
-    scores = scores.transpose(2, 3).masked_fill(grid.hidden(begin, begin + times), float("-inf"))
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True))  # [R, t, H, L]
-    weights = weights.view(spans_count, times, heads, grid.blocks, BLOCK)
-    totals = weights.sum(-1)  # [R, t, H, blocks]
-    spread = weights.permute(0, 1, 3, 4, 2).unsqueeze(-1)  # [R, t, blocks, BLOCK, H, 1]
-    mixed = (spread * values.view(spans_count, 1, grid.blocks, BLOCK, heads, head_dim)).sum(3)
-    total, out = totals[..., 0], mixed[:, :, 0]
-    for block in range(1, grid.blocks):
-        total = total + totals[..., block]
-        out = out + mixed[:, :, block]
-    return out / total.unsqueeze(-1)
+def _attend_times(queries: Tensor, keys: Tensor, values: Tensor, grid: KeyGrid, begin: int) -> Tensor:
+    """Queries [R, t, H, P] at times begin… of their spans against the blocks → [R, t, H, P]."""
+    times = queries.shape[1]
+    # [N, t, BLOCK, H], then the block's axis last
+    scores = (queries[grid.owner].unsqueeze(2) * keys.unsqueeze(1)).sum(-1).transpose(2, 3)
+    scores = scores.masked_fill(grid.hidden(begin, begin + times), float("-inf"))
+    largest = _over_blocks(scores.amax(-1), grid, torch.maximum)  # [R, t, H], in the blocks' order
+    weights = torch.exp(scores - largest[grid.place_of].unsqueeze(-1))  # [N, t, H, BLOCK]
+    total = _over_blocks(weights.sum(-1), grid, torch.add)
+    mixed = (weights.transpose(2, 3).unsqueeze(-1) * values.unsqueeze(1)).sum(2)  # [N, t, H, P]
+    return (_over_blocks(mixed, grid, torch.add) / total.unsqueeze(-1))[grid.back]
+
+
+def _over_blocks(parts: Tensor, grid: KeyGrid, combine: Callable[..., Tensor]) -> Tensor:
+    """Combines [N, …] block by block in order of position → [R, …] in the blocks' order."""
+    offsets, counts = grid.blocks.offsets, grid.blocks.counts
+    result = parts[: counts[0]].clone()
+    for block in range(1, grid.blocks.longest):
+        here = result[: counts[block]]
+        combine(here, parts[offsets[block] : offsets[block + 1]], out=here)
+    return result

@@ -1,0 +1,101 @@
+"""The HTTP application: routes, errors in one shape, and the layers every request passes.
+
+Knows which route is where and in which order the layers lie; what a route does is its own file's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+import hnet_runtime
+from server import completions, exposition, models, probes, segment
+from server.admission import Admission, Backlog
+from server.auth import ApiKey
+from server.body_limit import BodyLimit
+from server.engine_client import EngineClient, Transport
+from server.errors import ApiError, internal
+from server.metrics import Metrics
+from server.request_id import RequestIds
+from server.service import Service
+from server.settings import ServerSettings
+from server.sse import FlushPace
+
+log = logging.getLogger("hnet.server")
+
+
+def build_service(settings: ServerSettings, transport: Transport) -> tuple[Service, Metrics]:
+    """Wires up one server around a way to its engine; nothing is started yet."""
+    backlog = Backlog()
+    metrics = Metrics(backlog)
+    client = EngineClient(transport, metrics)
+    admission = Admission(client, backlog, settings.max_waiting_requests, settings.drain_timeout)
+    return Service(settings, client, admission, FlushPace(settings.stream_flush_ms / 1000)), metrics
+
+
+def build_app(service: Service, metrics: Metrics) -> ASGIApp:
+    """The ASGI application. Its lifespan starts the engine's loading and ends the engine."""
+    api = FastAPI(
+        title="hnet-serve",
+        description="Byte-level H-Nets behind OpenAI's API. One token is one byte.",
+        version=hnet_runtime.__version__,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    api.state.service = service
+    api.state.registry = exposition.build_registry(service, metrics)
+    for module in (completions, models, segment, probes, exposition):
+        api.include_router(module.router)
+    api.add_exception_handler(ApiError, _api_error)
+    api.add_exception_handler(HTTPException, _http_error)
+    api.add_exception_handler(ClientDisconnect, _gone)
+    api.add_exception_handler(Exception, _defect)
+    app: ASGIApp = BodyLimit(api, service.settings.max_body_bytes)
+    if service.settings.api_key is not None:
+        app = ApiKey(app, service.settings.api_key, metrics_public=service.settings.metrics_public)
+    return RequestIds(app)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    client: EngineClient = app.state.service.client
+    client.start()
+    try:
+        yield
+    finally:
+        await client.stop()
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    if error.status >= 500:
+        log.warning("request %s: %d %s", request.state.request_id, error.status, error.message)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """The framework's own errors: no such route, wrong method."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {ascii(request.url.path)[1:-1]}"
+    message, code = {
+        404: (f"There is no {where}.", "unknown_url"),
+        405: (f"{where} is not allowed; see the Allow header.", "method_not_allowed"),
+    }.get(error.status_code, (str(error.detail), None))
+    return ApiError(error.status_code, message, code=code, headers=error.headers).response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """The client went away while it was still sending: nobody reads this, and nothing is wrong here."""
+    return Response(status_code=completions.CLIENT_CLOSED_REQUEST)
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    # The framework raises the exception again after this answer, and `RequestIds` logs it.
+    return internal(request.state.request_id).response()

@@ -1,0 +1,110 @@
+"""`hnet serve`: options and environment variables → settings → a server, and one line for every mistake."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from server.cli.options import engine_options, option
+from server.engine_loop import EngineLaunch
+from server.service import Service
+from server.serving import Server
+from server.settings import MIB, ServerSettings
+
+ENGINE_FACTORY = "server.engine_launch:load_engine"
+ENGINE_OPTIONS = (
+    *("model", "config", "revision", "device", "dtype"),
+    *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "threads"),
+)
+
+
+UNITS = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30, "t": 1 << 40}
+
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes: `4194304`, `512M`, `1.5GiB`. Powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().lower().removesuffix("ib").removesuffix("b")
+        number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS and text[-1:] else (text, "")
+        try:
+            size = int(float(number) * UNITS[unit])
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a number of bytes such as 4194304, 512M or 2G", param, ctx)
+        if size < 1:
+            self.fail(f"{value!r} must be at least 1 byte", param, ctx)
+        return size
+
+
+@click.command("serve")
+@click.argument("model", required=False, envvar="HNET_MODEL")
+@engine_options
+@option("--host", default="127.0.0.1", help="Address to listen on.")
+@option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@option("--max-num-seqs", type=click.IntRange(1), help="Rows: requests that run at once. [default: 64 on CPU]")
+@option("--max-model-len", type=click.IntRange(2), default=8192, help="Bytes of prompt and completion together.")
+@option("--kv-memory", type=Bytes(), help="Memory for keys and values, such as 2G.")
+@option("--prefill-bytes-per-tick", type=click.IntRange(1), help="Prompt bytes read between two steps of decoding.")
+@option("--batching", type=click.Choice(["lockstep", "aligned", "adaptive"]), default="lockstep")
+@option("--api-key", help="Key that clients must send as a Bearer token.")
+@option("--served-model-name", help="Name clients call the model by.")
+@option("--stream-flush-ms", type=click.FloatRange(0), default=20.0, help="Longest a stream gathers under load.")
+@option("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds that open requests get at the end.")
+@option("--max-body-bytes", type=Bytes(), default=4 * MIB, help="Largest request body.")
+@option("--max-waiting-requests", type=click.IntRange(0), default=1024, help="Longest queue before 429.")
+@option("--metrics-public", is_flag=True, help="Serve /metrics without the API key.")
+@option("--metrics-compat", type=click.Choice(["vllm"]), help="Also serve gauges under another server's names.")
+@option("--in-process", is_flag=True, help="Run the engine in a thread, not in a process of its own.")
+@option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def serve(batching: str, **options: Any) -> int:
+    """Serve MODEL over HTTP to any OpenAI client, many requests at once."""
+    if batching != "lockstep":
+        raise click.UsageError(f"--batching {batching} is not available yet; use lockstep")
+    try:
+        settings = ServerSettings(**options)
+    except ValueError as error:
+        raise click.UsageError(f"--{str(error).replace('_', '-')}") from error
+    _log_to_stderr(settings.log_level)
+    return run_server(settings, EngineLaunch(factory=ENGINE_FACTORY, arguments=engine_arguments(settings)))
+
+
+def run_server(settings: ServerSettings, launch: EngineLaunch) -> int:
+    """Runs a server to its end, says where it is and how to call it; the exit code of the process.
+
+    Raises OSError for a port that cannot be had, ClickException for a model that cannot be loaded.
+    """
+    server = Server(settings, launch)
+    click.echo(f"hnet serve: loading {settings.model or 'the demo model'}; will answer at {server.url}", err=True)
+    code = server.run(lambda service: click.echo(_welcome(server.url, service), err=True))
+    if server.failure:
+        raise click.ClickException(server.failure)
+    return code
+
+
+def engine_arguments(settings: ServerSettings) -> dict[str, Any]:
+    """The settings that are the engine's."""
+    return {name: getattr(settings, name) for name in ENGINE_OPTIONS}
+
+
+def _welcome(url: str, service: Service) -> str:
+    info = service.info
+    body = '{"prompt": "Once upon a time", "max_tokens": 64}'
+    key = ' -H "Authorization: Bearer $HNET_API_KEY"' if service.settings.api_key else ""
+    return (
+        f"hnet serve: {service.model_name} ({info.dtype} on {info.device}) is ready at {url}\n"
+        f"  try: curl {url}/v1/completions{key} -d {shlex.quote(body)}"
+    )
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True
+    )

@@ -1,0 +1,60 @@
+"""An engine in a thread of this process: for tests and for embedding.
+
+It shares Python's lock with whatever else runs here, so a server under load wants
+`server.engine_process` instead. Both are driven by the same loop and the same messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from hnet_runtime.engine.messages import FromClient, FromEngine, Shutdown
+from server.engine_loop import EngineLaunch, serve_engine
+
+
+class EngineThread:
+    """Transport to an engine in a daemon thread; messages cross as objects, nothing is encoded."""
+
+    def __init__(self, launch: EngineLaunch) -> None:
+        self._launch = launch
+        self._inbox: queue.SimpleQueue[FromClient] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_message: Callable[[FromEngine], None], on_exit: Callable[[str], None]) -> None:
+        """Starts the thread; both callables run on the event loop that is running now."""
+        loop = asyncio.get_running_loop()
+
+        def call(function: Callable[..., None], *arguments: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+                loop.call_soon_threadsafe(function, *arguments)
+
+        def run() -> None:
+            try:
+                serve_engine(self._launch, self._receive, lambda message: call(on_message, message))
+            finally:
+                call(on_exit, "the engine's thread has ended")
+
+        self._thread = threading.Thread(target=run, name="hnet-engine", daemon=True)
+        self._thread.start()
+
+    def send(self, message: FromClient) -> None:
+        self._inbox.put(message)
+
+    async def stop(self, timeout: float) -> None:
+        """Asks the engine to end and waits up to `timeout` seconds; a thread that stays is left behind."""
+        if self._thread is not None:
+            self._inbox.put(Shutdown())
+            await asyncio.to_thread(self._thread.join, timeout)
+
+    def _receive(self, timeout: float) -> Sequence[FromClient]:
+        messages: list[FromClient] = []
+        try:
+            messages.append(self._inbox.get(timeout=timeout) if timeout else self._inbox.get_nowait())
+            while True:
+                messages.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return messages

@@ -1,0 +1,141 @@
+"""`GET /metrics`: the server's numbers under the names operators and autoscalers rely on.
+
+Reads `server.metrics`, the engine's client and the gate at the moment of a scrape; a registry of
+its own, so that two servers in one process do not share a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from server.metrics import Histogram, Metrics
+from server.service import Service
+
+router = APIRouter()
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """All metrics in Prometheus's text format."""
+    registry: CollectorRegistry = request.app.state.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def build_registry(service: Service, metrics: Metrics) -> CollectorRegistry:
+    """A registry that shows one server's numbers."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_ServerCollector(service, metrics))
+    return registry
+
+
+class _ServerCollector(Collector):
+    def __init__(self, service: Service, metrics: Metrics) -> None:
+        self._service = service
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._gauges()
+        yield from self._counters()
+        yield from self._histograms()
+
+    def _gauges(self) -> Iterator[Metric]:
+        client, info = self._service.client, self._service.client.info
+        stats = client.stats
+        yield _gauge("num_requests_running", "Requests that hold a row.", stats.running)
+        yield _gauge("num_requests_waiting", "Requests that wait for a row.", stats.waiting)
+        yield _gauge("kv_cache_usage_perc", "Share of the KV positions in use, 0 to 1.", stats.kv_in_use)
+        yield _gauge("state_slots_usage_perc", "Share of the rows in use, 0 to 1.", stats.rows_in_use)
+        age = "Seconds since the engine was last heard of; it speaks at least once a second, work or none."
+        yield _gauge("engine_heartbeat_age_seconds", age, client.heartbeat_age)
+        if info is not None:
+            about = {
+                "model": self._service.model_name,
+                "device": info.device,
+                "dtype": info.dtype,
+                "stages": str(len(info.stages)),
+                "max_model_len": str(info.max_model_len),
+                "max_num_seqs": str(info.max_num_seqs),
+            }
+            family = GaugeMetricFamily("hnet_model_info", "The model served; always 1.", labels=list(about))
+            family.add_metric(list(about.values()), 1)
+            yield family
+        if self._service.settings.metrics_compat == "vllm" and info is not None:
+            values = {
+                "num_requests_running": stats.running,
+                "num_requests_waiting": stats.waiting,
+                "kv_cache_usage_perc": stats.kv_in_use,
+            }
+            for name, value in values.items():
+                family = GaugeMetricFamily(f"vllm:{name}", f"The same as hnet_{name}.", labels=["model_name"])
+                family.add_metric([self._service.model_name], value)
+                yield family
+
+    def _counters(self) -> Iterator[Metric]:
+        metrics, totals = self._metrics, self._metrics.totals
+        yield _counter(
+            "prompt_bytes", "Prompt bytes read by the model, BOS included.", [((), totals.prompt_bytes_total)]
+        )
+        yield _counter("generation_bytes", "Bytes generated.", [((), totals.generation_bytes_total)])
+        chunks = [((str(stage),), count) for stage, count in enumerate(totals.chunks_total, start=1)]
+        yield _counter("chunks", "Chunks opened: positions of a stage, stage 1 and up.", chunks, ("stage",))
+        for name, text, counts in (
+            ("steps", "Pieces of work the engine ran.", metrics.steps),
+            ("step_rows", "Rows (of a prefill: bytes) the pieces of work covered.", metrics.step_rows),
+        ):
+            by_step = [((kind, str(stage)), count) for (kind, stage), count in counts.items()]
+            yield _counter(name, text, by_step, ("kind", "stage"))
+        finished = [((reason,), count) for reason, count in metrics.finished_by_reason.items()]
+        text = "Requests ended, by reason; one request is one choice of one prompt. All accepted requests end up here."
+        yield _counter("request_finished", text, finished, ("reason",))
+        rejected = [((reason,), count) for reason, count in self._service.admission.rejections.items()]
+        yield _counter("admission_rejections", "HTTP requests turned away at the gate.", rejected, ("reason",))
+
+    def _histograms(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        for name, text, histogram in (
+            ("time_to_first_byte_seconds", "From submission to the first byte.", metrics.time_to_first_byte),
+            ("inter_byte_latency_seconds", "Between two bytes of a request.", metrics.inter_byte_latency),
+            ("time_per_output_byte_seconds", "Mean time of a byte after the first.", metrics.time_per_output_byte),
+            ("e2e_request_latency_seconds", "From submission to the end.", metrics.e2e_latency),
+            ("request_queue_time_seconds", "From submission to a row.", metrics.queue_time),
+            ("request_prefill_time_seconds", "From a row to the end of the prompt.", metrics.prefill_time),
+            ("request_prompt_bytes", "Bytes of a prompt, BOS included.", metrics.prompt_bytes),
+            ("request_generation_bytes", "Bytes of a completion.", metrics.generation_bytes),
+        ):
+            yield _histogram(name, text, [((), histogram)])
+        per_chunk = [((str(stage),), histogram) for stage, histogram in metrics.bytes_per_chunk.items()]
+        yield _histogram("bytes_per_chunk", "Bytes per chunk of a stage, request by request.", per_chunk, ("stage",))
+        steps = [((kind, str(stage)), histogram) for (kind, stage), histogram in metrics.step_duration.items()]
+        yield _histogram("step_duration_seconds", "Seconds a piece of work took.", steps, ("kind", "stage"))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"hnet_{name}", text, value=value)
+
+
+def _counter(
+    name: str, text: str, values: Iterable[tuple[tuple[str, ...], float]], labels: tuple[str, ...] = ()
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"hnet_{name}", text, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(
+    name: str, text: str, values: Iterable[tuple[tuple[str, ...], Histogram]], labels: tuple[str, ...] = ()
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(f"hnet_{name}", text, labels=labels)
+    for key, histogram in values:
+        family.add_metric(key, histogram.cumulative(), histogram.sum)
+    return family

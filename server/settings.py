@@ -1,0 +1,62 @@
+"""What an operator can set, one field an option of `hnet serve`; fixed once the server starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Settings of one server. Raises ValueError, naming the field, for a value out of range.
+
+    None leaves the choice to the engine (memory, rows, threads) or means "not set".
+    """
+
+    model: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    dtype: DType = "auto"
+    max_num_seqs: int | None = None
+    max_model_len: int = 8192
+    kv_memory: int | None = None  # bytes
+    prefill_bytes_per_tick: int | None = None
+    threads: int | None = None
+    api_key: str | None = None
+    served_model_name: str | None = None
+    stream_flush_ms: float = 20.0
+    drain_timeout: float = 30.0  # seconds
+    max_body_bytes: int = 4 * MIB
+    max_waiting_requests: int = 1024
+    metrics_public: bool = False
+    metrics_compat: Literal["vllm"] | None = None
+    in_process: bool = False
+    log_level: LogLevel = "info"
+    batching: Literal["lockstep"] = "lockstep"
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("max_num_seqs", 1),
+            ("max_model_len", 2),
+            ("kv_memory", 1),
+            ("prefill_bytes_per_tick", 1),
+            ("threads", 1),
+            ("stream_flush_ms", 0),
+            ("drain_timeout", 0),
+            ("max_body_bytes", 1),
+            ("max_waiting_requests", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, not {self.port}")
+        if self.api_key is not None and not self.api_key.strip():
+            raise ValueError("api_key must not be empty")

@@ -1,0 +1,65 @@
+"""Parameters that other servers know and this one cannot honour: never ignored, always named.
+
+For each: which values mean "not used" (null always does) and what a client that uses it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """`harmless(value)` says whether a value asks for nothing; `why` completes the sentence of the error."""
+
+    harmless: Callable[[Any], bool]
+    why: str = "is not supported"
+
+
+def _is(neutral: float | bool | str) -> Callable[[Any], bool]:
+    """Equal in value and kind: true is no number."""
+    return lambda value: isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, (list, dict, str)) and not value
+
+
+def _plain_text(value: Any) -> bool:
+    return isinstance(value, dict) and value == {"type": "text"}
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+UNSUPPORTED: dict[str, Unsupported] = {
+    # OpenAI's
+    "suffix": Unsupported(_empty, "is not supported: an H-Net completes and does not insert"),
+    "presence_penalty": Unsupported(_is(0), "is not supported; only 0 is accepted"),
+    "frequency_penalty": Unsupported(_is(0), "is not supported; only 0 is accepted"),
+    "logit_bias": Unsupported(_empty),
+    # vLLM's
+    "repetition_penalty": Unsupported(_is(1), "is not supported; only 1 is accepted"),
+    "length_penalty": Unsupported(_is(1), "is not supported; only 1 is accepted"),
+    "min_tokens": Unsupported(_is(0), "is not supported; only 0 is accepted"),
+    "stop_token_ids": Unsupported(_empty),
+    "include_stop_str_in_output": Unsupported(_is(False), "is not supported; only false is accepted"),
+    "bad_words": Unsupported(_empty),
+    "allowed_token_ids": Unsupported(_never),
+    "prompt_logprobs": Unsupported(_never, "is not supported; use echo with logprobs"),
+    "truncate_prompt_tokens": Unsupported(_never),
+    "priority": Unsupported(_is(0), "is not supported; only 0 is accepted"),
+    "cache_salt": Unsupported(_never),
+    "response_format": Unsupported(_plain_text, 'is not supported; only {"type": "text"} is accepted'),
+    "structured_outputs": Unsupported(_never),
+    "guided_json": Unsupported(_never),
+    "guided_regex": Unsupported(_never),
+    "guided_choice": Unsupported(_never),
+    "guided_grammar": Unsupported(_never),
+    "use_beam_search": Unsupported(_is(False), "is not supported; only false is accepted"),
+    "prompt_embeds": Unsupported(_never),
+    "logits_processors": Unsupported(_empty),
+}

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from server.schemas import CompletionRequest
+from server.unsupported import UNSUPPORTED
+
+# What is put into an otherwise good request → the parameter that the answer names.
+COMPLETION: list[tuple[dict[str, Any], str | None]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": [[65], []]}, "prompt"),
+    ({"prompt": 5}, "prompt"),
+    ({"prompt": True}, "prompt"),
+    ({"prompt": {"text": "x"}}, "prompt"),
+    ({"prompt": [256]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": [65, True]}, "prompt"),
+    ({"prompt": [True, False]}, "prompt"),
+    ({"prompt": [65.0]}, "prompt"),
+    ({"prompt": [65, "a"]}, "prompt"),
+    ({"prompt": ["a", 65]}, "prompt"),
+    ({"prompt": ["a", None]}, "prompt"),
+    ({"prompt": [[65], "a"]}, "prompt"),
+    ({"prompt": [[65, 300]]}, "prompt"),
+    ({"prompt": [[[65]]]}, "prompt"),
+    ({"prompt": "x" * 512}, "prompt"),
+    ({"prompt": "x" * 511}, "prompt"),
+    ({"prompt": [65] * 513, "max_tokens": 0}, "prompt"),
+    ({"prompt": "", "add_special_tokens": False}, "prompt"),
+    ({"prompt": ["a"] * 129}, "prompt"),
+    ({"prompt": ["a"] * 65, "n": 2}, "prompt"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": 16.0}, "max_tokens"),
+    ({"max_tokens": "16"}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_tokens": 512}, "max_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 129}, "n"),
+    ({"n": "2"}, "n"),
+    ({"best_of": 2}, "best_of"),
+    ({"n": 2, "best_of": 3}, "best_of"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_k": 1.5}, "top_k"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"seed": "1"}, "seed"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["a", ""]}, "stop"),
+    ({"stop": ["a", 5]}, "stop"),
+    ({"stop": 5}, "stop"),
+    ({"stop": [str(number) for number in range(17)]}, "stop"),
+    ({"stop": "x" * 1025}, "stop"),
+    ({"logprobs": 257}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": 256, "n": 128, "max_tokens": 500}, "logprobs"),
+    ({"echo": "yes"}, "echo"),
+    ({"echo": 1}, "echo"),
+    ({"stream": "true"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({"stream": True, "stream_options": []}, "stream_options"),
+    ({"stream_interval": 0}, "stream_interval"),
+    ({"utf8": "loose"}, "utf8"),
+    ({"ignore_eos": "no"}, "ignore_eos"),
+    ({"add_special_tokens": 0}, "add_special_tokens"),
+    ({"return_token_ids": 1}, "return_token_ids"),
+    ({"return_tokens_as_token_ids": "x"}, "return_tokens_as_token_ids"),
+    ({"return_chunks": []}, "return_chunks"),
+    ({"user": 5}, "user"),
+    ({"request_id": 5}, "request_id"),
+    ({"model": 5}, "model"),
+]
+
+# A value that uses a parameter nobody can honour here.
+USED: dict[str, Any] = {
+    "suffix": "x",
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "logit_bias": {"65": 1},
+    "repetition_penalty": 1.1,
+    "length_penalty": 2.0,
+    "min_tokens": 3,
+    "stop_token_ids": [10],
+    "include_stop_str_in_output": True,
+    "bad_words": ["x"],
+    "allowed_token_ids": [1, 2],
+    "prompt_logprobs": 1,
+    "truncate_prompt_tokens": 5,
+    "priority": 1,
+    "cache_salt": "x",
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"regex": "a"},
+    "guided_json": {},
+    "guided_regex": "a",
+    "guided_choice": ["a"],
+    "guided_grammar": "a",
+    "use_beam_search": True,
+    "prompt_embeds": "AA==",
+    "logits_processors": ["x"],
+}
+
+
+def refused(answer: httpx.Response, param: str | None) -> dict[str, Any]:
+    error = answer.json()["error"]
+    assert answer.status_code == 400, answer.text
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert error["message"].count("\n") == 0
+    return error  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("change", "param"), COMPLETION, ids=lambda value: str(value)[:50])
+def test_a_malformed_completion_request_is_a_400_that_names_the_parameter(
+    http: httpx.Client, change: dict[str, Any], param: str | None
+) -> None:
+    error = refused(http.post("/v1/completions", json={"prompt": "Hello", **change}), param)
+    assert str(param).split(".")[0] in error["message"]
+
+
+@pytest.mark.parametrize(("name", "value"), USED.items())
+def test_a_known_parameter_that_cannot_be_honoured_is_a_400_that_names_it(
+    http: httpx.Client, name: str, value: Any
+) -> None:
+    error = refused(http.post("/v1/completions", json={"prompt": "Hello", name: value}), name)
+    assert error["code"] == "unsupported_parameter"
+
+
+def test_every_unsupported_parameter_is_in_the_table_above() -> None:
+    assert set(USED) == set(UNSUPPORTED)
+    assert not set(USED) & set(CompletionRequest.model_fields)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        *({name: None} for name in [*USED, *CompletionRequest.model_fields] if name != "prompt"),
+        {"suffix": ""},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1, "length_penalty": 1.0},
+        {"logit_bias": {}, "stop_token_ids": [], "bad_words": [], "logits_processors": []},
+        {"min_tokens": 0, "priority": 0, "use_beam_search": False, "include_stop_str_in_output": False},
+        {"response_format": {"type": "text"}},
+        {"n": 2, "best_of": 2},
+        {"stop": []},
+        {"stop": ["a" * 1024] * 16},
+        {"top_k": -1, "top_p": 0, "min_p": 1},
+        {"seed": -(2**63)},
+        {"logprobs": 256},
+        {"request_id": "mine", "user": "somebody"},
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_defaults_and_neutral_values_are_accepted(http: httpx.Client, harmless: dict[str, Any]) -> None:
+    answer = http.post("/v1/completions", json={"prompt": "Hello", **harmless})
+    assert answer.status_code == 200, answer.text
+    assert "x-ignored-params" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"prompt": "x"', b"not json", b'{"prompt": NaN}', b'{"prompt": "\xff"}', b"[" * 100_000, b"\x00"],
+    ids=lambda body: repr(body[:20]),
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/segment"])
+def test_a_body_that_is_not_json_is_a_400(http: httpx.Client, path: str, body: bytes) -> None:
+    assert refused(http.post(path, content=body), None)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"x"', b"5", b"null", b"true"])
+def test_a_body_that_is_no_object_is_a_400(http: httpx.Client, body: bytes) -> None:
+    refused(http.post("/v1/completions", content=body), None)
+
+
+@pytest.mark.parametrize(
+    ("field", "param"), [('"prompt": "a\\ud800"', "prompt"), ('"prompt": "a", "stop": ["\\udfff"]', "stop")]
+)
+def test_a_lone_surrogate_is_a_400_that_names_the_parameter(http: httpx.Client, field: str, param: str) -> None:
+    refused(http.post("/v1/completions", content="{" + field + "}"), param)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": None},
+        {"input": 5},
+        {"input": []},
+        {"input": [256]},
+        {"input": [True]},
+        {"input": ["a", "b"]},
+        {"input": [[65]]},
+        {"input": "x" * 512},
+        {"input": [65] * 513},
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_malformed_segment_request_is_a_400_that_names_the_parameter(
+    http: httpx.Client, change: dict[str, Any]
+) -> None:
+    refused(http.post("/v1/segment", json=change), "input")
+
+
+def test_braces_and_odd_characters_of_the_client_come_back_as_they_were(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", content=json.dumps({"prompt": "x", "model": "{what} {} 😀 \ud800"}))
+    assert answer.status_code == 404
+    assert "{what} {} 😀 \\ud800" in answer.json()["error"]["message"]
+
+
+def test_a_prompt_too_long_is_told_with_openais_code(http: httpx.Client) -> None:
+    error = refused(http.post("/v1/completions", json={"prompt": "x" * 600}), "prompt")
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_json_is_read_whatever_the_content_type_says(http: httpx.Client) -> None:
+    body = json.dumps({"prompt": "Hello"})
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"):
+        answer = http.post("/v1/completions", content=body, headers={"content-type": content_type})
+        assert answer.status_code == 200

@@ -1,0 +1,195 @@
+"""The official client against the real `hnet serve` on the bundled demo model."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from answers import samples, wait_for
+from conftest import ROOT, ServerProcess
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`hnet serve` as it is, on a free port; it must end with exit code 0 when asked to."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HNET_")}
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server.cli.main", "serve", "--port", "0"],
+            stderr=err,
+            cwd=ROOT,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        wait_for(lambda: " ready at http://" in log.read_text() or process.poll() is not None, 90)
+        assert process.poll() is None, log.read_text()
+        (line,) = [line for line in log.read_text().splitlines() if " ready at " in line]
+        yield ServerProcess(process, line.rpartition(" ready at ")[2])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def client(demo: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def create(client: openai.OpenAI, prompt: Any = PROMPT, extra: dict[str, Any] | None = None, **options: Any) -> Any:
+    return client.completions.create(model="demo", prompt=prompt, extra_body=extra, **options)
+
+
+def test_the_model_says_what_it_is(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "demo"
+    assert model.model_extra is not None
+    assert len(model.model_extra["hnet"]["stages"]) >= 2
+
+
+def test_a_streamed_completion_is_the_whole_one_in_pieces(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"max_tokens": 48, "temperature": 0, "logprobs": 3}
+    extra = {"return_token_ids": True, "return_chunks": True}
+    whole = create(client, extra=extra, **options).choices[0]
+    pieces = [event.choices[0] for event in create(client, extra=extra, stream=True, **options)]
+    assert len(pieces) > 1
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert [item for piece in pieces for item in piece.model_extra["token_ids"]] == whole.model_extra["token_ids"]
+    assert [item for piece in pieces for item in piece.model_extra["chunks"]] == whole.model_extra["chunks"]
+    assert [item for piece in pieces for item in piece.logprobs.token_logprobs] == whole.logprobs.token_logprobs
+    assert [item for piece in pieces for item in piece.logprobs.text_offset] == whole.logprobs.text_offset
+
+
+def test_greedy_takes_the_most_probable_byte_and_logprobs_are_a_distribution(client: openai.OpenAI) -> None:
+    extra = {"utf8": "raw", "ignore_eos": True}
+    choice = create(client, extra=extra, max_tokens=24, temperature=0, logprobs=256).choices[0]
+    for key, own, top in zip(
+        choice.logprobs.tokens, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs, strict=True
+    ):
+        assert len(top) == 256
+        assert top[key] == own == max(top.values())
+        assert math.fsum(map(math.exp, top.values())) == pytest.approx(1, abs=1e-6)
+
+
+def test_scoring_a_text_gives_the_numbers_it_was_written_with(client: openai.OpenAI) -> None:
+    extra = {"return_token_ids": True}
+    written = create(client, extra=extra, max_tokens=40, temperature=0.8, seed=7, logprobs=2).choices[0]
+    data = [*written.model_extra["prompt_token_ids"], *written.model_extra["token_ids"]]
+    read = create(client, [data], extra=extra, max_tokens=0, echo=True, logprobs=2).choices[0]
+    assert read.logprobs.token_logprobs[-40:] == written.logprobs.token_logprobs
+    assert read.logprobs.top_logprobs[-40:] == written.logprobs.top_logprobs
+
+
+def test_chunks_of_a_completion_are_those_of_the_text_it_makes(client: openai.OpenAI, demo: ServerProcess) -> None:
+    choice = create(client, extra={"return_chunks": True, "return_token_ids": True}, max_tokens=60, seed=3).choices[0]
+    data = [*choice.model_extra["prompt_token_ids"], *choice.model_extra["token_ids"]]
+    with demo.client() as http:
+        stages = http.post("/v1/segment", json={"input": data[:-1]}).json()["stages"]  # the last byte has no verdict
+    for stage in stages:
+        own = [chunk for chunk in choice.model_extra["chunks"] if chunk["stage"] == stage["stage"]]
+        assert [chunk["start"] for chunk in own] == stage["boundaries"]
+        assert [chunk["p"] for chunk in own] == stage["probabilities"]
+
+
+async def test_a_seed_fixes_the_bytes_alone_and_among_fifteen_others(
+    client: openai.OpenAI, demo: ServerProcess
+) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 11}
+    alone = create(client, max_tokens=40, n=2, **options)
+
+    async with openai.AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0, timeout=60) as crowd:
+
+        async def other(number: int) -> None:
+            await asyncio.sleep(0.01 * number)
+            prompt = "It was a dark and stormy night. " * (number % 4) + str(number)
+            await crowd.completions.create(model="demo", prompt=prompt, max_tokens=5 + 5 * number)
+
+        async def mine() -> str:
+            stream = await crowd.completions.create(model="demo", prompt=PROMPT, max_tokens=40, stream=True, **options)
+            return "".join([event.choices[0].text async for event in stream])
+
+        text, *_ = await asyncio.gather(mine(), *(other(number) for number in range(15)))
+    assert text == alone.choices[0].text
+    assert alone.choices[1].text != alone.choices[0].text
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 30])
+def test_text_is_well_formed_however_it_is_drawn(client: openai.OpenAI, max_tokens: int) -> None:
+    extra = {"return_token_ids": True, "top_k": 0}
+    answer = create(client, "Ünïcödé ", extra=extra, max_tokens=max_tokens, temperature=2.0, n=8, seed=1)
+    for choice in answer.choices:
+        assert bytes(choice.model_extra["token_ids"]).decode() == choice.text
+        assert "\ufffd" not in choice.text
+
+
+def test_a_prompt_that_ends_inside_a_character_is_completed_first(client: openai.OpenAI) -> None:
+    prompt = [254, *b"caf", 0xC3]
+    choice = create(client, [prompt], extra={"return_token_ids": True}, max_tokens=5, temperature=0).choices[0]
+    assert (bytes((0xC3, *choice.model_extra["token_ids"]))).decode() == choice.text
+
+
+def test_a_stop_string_ends_the_text(client: openai.OpenAI) -> None:
+    free = create(client, max_tokens=40, temperature=0).choices[0].text
+    stop = free[10:13]
+    choice = create(client, max_tokens=40, temperature=0, stop=[stop]).choices[0]
+    assert choice.text == free[: free.index(stop)]
+    assert (choice.finish_reason, choice.model_extra["stop_reason"]) == ("stop", stop)
+
+
+def test_a_client_that_goes_away_frees_its_row(demo: ServerProcess) -> None:
+    with demo.client() as http:
+        with http.stream(
+            "POST", "/v1/completions", json={"prompt": PROMPT, "max_tokens": 8000, "stream": True}
+        ) as live:
+            next(live.iter_text())
+            assert samples(http.get("/metrics").text)["hnet_num_requests_running"] == 1
+        wait_for(lambda: samples(http.get("/metrics").text)["hnet_num_requests_running"] == 0)
+        assert samples(http.get("/metrics").text)['hnet_request_finished_total{reason="abort"}'] == 1
+
+
+def test_odd_prompts_are_answered(demo: ServerProcess) -> None:
+    prompts: list[Any] = ["", "T" * 300, "\x00", "😀" * 50, [255], [254] * 20, [0xFF, 0xC3], list(range(256))]
+    with httpx.Client(base_url=demo.url, timeout=60, trust_env=False) as http:
+        for prompt in prompts:
+            for utf8 in ("strict", "raw"):
+                body = {"prompt": prompt, "max_tokens": 8, "utf8": utf8, "echo": True, "logprobs": 1}
+                answer = http.post("/v1/completions", json=body)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_the_api_process_has_no_tensors(demo: ServerProcess) -> None:
+    maps = Path(f"/proc/{demo.process.pid}/maps").read_text()
+    assert "libtorch" not in maps
+    assert "numpy" not in maps
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli.main", "serve", str(tmp_path / "nothing"), "--port", "0"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("hnet serve: loading")]
+    assert len(lines) == 1
+    assert lines[0].startswith("hnet: error: ")
+    assert str(tmp_path / "nothing") in lines[0]

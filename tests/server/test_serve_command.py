@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from dataclasses import fields
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from server.cli import serve as command
+from server.cli.main import main
+from server.engine_loop import EngineLaunch
+from server.settings import ServerSettings
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ServerSettings, EngineLaunch]]:
+    """What the command would have started."""
+    calls: list[tuple[ServerSettings, EngineLaunch]] = []
+
+    def run(settings: ServerSettings, launch: EngineLaunch) -> int:
+        calls.append((settings, launch))
+        return 0
+
+    monkeypatch.setattr(command, "run_server", run)
+    for name in fields(ServerSettings):
+        monkeypatch.delenv(f"HNET_{name.name.upper()}", raising=False)
+    return calls
+
+
+def invoke(*arguments: str, **environment: str) -> Any:
+    """Runs `hnet serve` and gives exit code and output."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as output:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return SimpleNamespace(exit_code=main(["serve", *arguments]), output=output.getvalue())
+
+
+def test_options_and_settings_are_one_to_one() -> None:
+    options = {parameter.name for parameter in command.serve.params}
+    assert options == {field.name for field in fields(ServerSettings)}
+
+
+def test_every_option_has_the_environment_variable_of_its_name() -> None:
+    for parameter in command.serve.params:
+        assert parameter.name is not None
+        assert parameter.envvar == f"HNET_{parameter.name.upper()}"
+
+
+def test_the_defaults_are_those_of_the_settings(started: list[tuple[ServerSettings, EngineLaunch]]) -> None:
+    assert invoke().exit_code == 0
+    assert started[0][0] == ServerSettings()
+
+
+def test_options_reach_the_settings_and_the_engine(started: list[tuple[ServerSettings, EngineLaunch]]) -> None:
+    line = "some/dir --port 9000 --max-num-seqs 8 --kv-memory 1.5G --max-body-bytes 64K --api-key k --drain-timeout 2"
+    assert invoke(*line.split()).exit_code == 0
+    settings, launch = started[0]
+    assert (settings.model, settings.port, settings.max_num_seqs, settings.drain_timeout) == ("some/dir", 9000, 8, 2.0)
+    assert (settings.kv_memory, settings.max_body_bytes, settings.api_key) == (3 << 29, 1 << 16, "k")
+    assert launch.arguments["model"] == "some/dir"
+    assert launch.arguments["kv_memory"] == 3 << 29
+    assert "api_key" not in launch.arguments
+
+
+def test_the_environment_sets_what_the_command_line_does_not(
+    started: list[tuple[ServerSettings, EngineLaunch]],
+) -> None:
+    environment = {"HNET_PORT": "9001", "HNET_HOST": "::1", "HNET_MODEL": "m", "HNET_METRICS_PUBLIC": "true"}
+    assert invoke("--host", "127.0.0.2", **environment).exit_code == 0
+    settings = started[0][0]
+    assert (settings.port, settings.host, settings.model, settings.metrics_public) == (9001, "127.0.0.2", "m", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["--port", "http"], {}, "--port"),
+        (["--port", "65536"], {}, "--port"),
+        (["--max-num-seqs", "0"], {}, "--max-num-seqs"),
+        (["--kv-memory", "lots"], {}, "--kv-memory"),
+        (["--kv-memory", "-1G"], {}, "--kv-memory"),
+        (["--max-body-bytes", "nan"], {}, "--max-body-bytes"),
+        (["--drain-timeout", "-1"], {}, "--drain-timeout"),
+        (["--dtype", "float8"], {}, "--dtype"),
+        (["--batching", "aligned"], {}, "--batching"),
+        (["--batching", "adaptive"], {}, "--batching"),
+        (["--batching", "clever"], {}, "--batching"),
+        (["--api-key", " "], {}, "--api-key"),
+        (["--log-level", "loud"], {}, "--log-level"),
+        (["--no-such-option"], {}, "--no-such-option"),
+        (["one", "two"], {}, "two"),
+        ([], {"HNET_PORT": "eighty"}, "--port"),
+        ([], {"HNET_IN_PROCESS": "perhaps"}, "--in-process"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_starts_nothing(
+    started: list[tuple[ServerSettings, EngineLaunch]], arguments: list[str], environment: dict[str, str], named: str
+) -> None:
+    result = invoke(*arguments, **environment)
+    assert result.exit_code == 2
+    assert named in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert started == []
+
+
+@pytest.mark.parametrize("wrong", [{"port": -1}, {"max_model_len": 0}, {"stream_flush_ms": -1}, {"api_key": ""}])
+def test_settings_out_of_range_name_the_field(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ServerSettings(**wrong)

@@ -285,6 +285,7 @@ class _Gain:
             logprobs=tuple(logprobs),
             prompt_logprobs=tuple(prompt_logprobs),
             chunks=tuple(chunks),
+            opened=sum(part.opened for part in self._parts),
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
             error=last.error,

@@ -105,6 +105,7 @@ class _ServerCollector(Collector):
         for name, text, histogram in (
             ("time_to_first_byte_seconds", "From submission to the first byte.", metrics.time_to_first_byte),
             ("inter_byte_latency_seconds", "Between two bytes of a request.", metrics.inter_byte_latency),
+            ("inter_chunk_latency_seconds", "Between two chunks of a completion.", metrics.inter_chunk_latency),
             ("time_per_output_byte_seconds", "Mean time of a byte after the first.", metrics.time_per_output_byte),
             ("e2e_request_latency_seconds", "From submission to the end.", metrics.e2e_latency),
             ("request_queue_time_seconds", "From submission to a row.", metrics.queue_time),

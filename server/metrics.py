@@ -49,13 +49,14 @@ class Histogram:
 class _Live:
     """Times of one request that runs."""
 
-    __slots__ = ("first", "last", "num_bytes", "prompt_bytes", "submitted")
+    __slots__ = ("chunk", "first", "last", "num_bytes", "prompt_bytes", "submitted")
 
     def __init__(self, submitted: float, prompt_bytes: int) -> None:
         self.submitted = submitted
         self.prompt_bytes = prompt_bytes
         self.first = 0.0
         self.last = 0.0
+        self.chunk = 0.0  # when the completion's newest chunk was opened; 0 before its first
         self.num_bytes = 0
 
 
@@ -73,6 +74,7 @@ class Metrics:
         self.bytes_per_chunk: defaultdict[int, Histogram] = defaultdict(lambda: Histogram(BYTES_PER_CHUNK))
         self.time_to_first_byte = Histogram(SECONDS)
         self.inter_byte_latency = Histogram(SECONDS)
+        self.inter_chunk_latency = Histogram(SECONDS)
         self.time_per_output_byte = Histogram(SECONDS)
         self.e2e_latency = Histogram(SECONDS)
         self.queue_time = Histogram(SECONDS)
@@ -94,7 +96,13 @@ class Metrics:
             self.step_duration[key].observe(step.seconds)
         for output in tick.outputs:
             live = self._live.get(output.request_id)
-            if live is None or not output.data:
+            if live is None:
+                continue
+            if output.opened:
+                if live.chunk:
+                    self.inter_chunk_latency.observe((now - live.chunk) / output.opened, output.opened)
+                live.chunk = now
+            if not output.data:
                 continue
             gained = len(output.data)
             if live.num_bytes == 0:

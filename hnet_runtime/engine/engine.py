@@ -99,7 +99,7 @@ class Engine:
         on_cpu = model.device.type == "cpu"
         num_rows = config.max_num_seqs or (64 if on_cpu else 256)
         if on_cpu:
-            torch.set_num_threads(config.threads or _default_threads(model.config))
+            torch.set_num_threads(config.threads or default_threads(model.config))
         state = model.new_state(
             num_rows=num_rows,
             kv_positions=_kv_positions(model, num_rows, config),
@@ -133,8 +133,8 @@ class Engine:
         """
         started = time.perf_counter()
         source = locate(model, config=config, revision=revision)
-        target = _device(device)
-        weights = load_weights(source, dtype=_dtype(dtype, source, target), device=target, progress=progress)
+        target = choose_device(device)
+        weights = load_weights(source, dtype=choose_dtype(dtype, source, target), device=target, progress=progress)
         network = HNet(source.config, weights)
         return cls(network, source.name, engine_config, time.perf_counter() - started)
 
@@ -213,7 +213,8 @@ def _completion(outputs: list[Output]) -> Completion:
     )
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a name, CUDA before CPU for `auto`; raises EngineError for one that is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -227,7 +228,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtype:
+def choose_dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtype:
+    """The dtype of a name; `auto` is fp32 for small models on a CPU, else bf16."""
     if name == "auto":
         small = source.config.num_parameters < _FLOAT32_BELOW
         return torch.float32 if small and device.type == "cpu" else torch.bfloat16
@@ -236,7 +238,8 @@ def _dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtyp
     return _DTYPES[name]
 
 
-def _default_threads(config: ModelConfig) -> int:
+def default_threads(config: ModelConfig) -> int:
+    """CPU threads worth having for a model: one for narrow ones, else all cores this process may use."""
     widest = max(stage.d_model for stage in config.stages)
     return 1 if widest <= _ONE_THREAD_UP_TO else _num_cores()
 
@@ -249,7 +252,7 @@ def _num_cores() -> int:
 def _kv_positions(model: HNet, num_rows: int, config: EngineConfig) -> int:
     """KV positions of each full-attention stage: what all rows may need, within the memory set aside."""
     wanted = num_rows * (-(-config.max_model_len // PAGE) * PAGE)
-    per_position = kv_bytes_per_position(model.config, model.dtype)
+    per_position = kv_bytes_per_position(model.config, model.dtype, config.max_model_len)
     if not per_position:
         return wanted
     if config.kv_memory is not None:
@@ -259,9 +262,12 @@ def _kv_positions(model: HNet, num_rows: int, config: EngineConfig) -> int:
     else:
         budget = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _KV_SHARE)
     positions = min(wanted, budget // per_position // PAGE * PAGE)
-    if positions < PAGE:
+    if positions < config.max_model_len:
+        # One chunk per byte is possible, so one request alone may need all of it.
         raise EngineError(
-            f"kv_memory of {budget} bytes holds no page; one of {PAGE} positions takes {PAGE * per_position} bytes"
+            f"kv_memory of {budget} bytes holds {positions} positions of {per_position} bytes; one request of "
+            f"max_model_len {config.max_model_len} may need as many: lower max_model_len or set "
+            f"kv_memory to {per_position * -(-config.max_model_len // PAGE) * PAGE}"
         )
     return positions
 

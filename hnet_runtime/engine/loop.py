@@ -19,6 +19,8 @@ from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
 from hnet_runtime.engine.scheduler import Scheduler
 
+_NOT_FINITE = "the model's logits are not finite"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -108,13 +110,16 @@ class EngineLoop:
             self._prompt_bytes += span.end - span.begin
             self._saw_chunks(request, opened)
             prompt_logprobs = []
-            if request.params.prompt_logprobs is not None:
+            sound = bool(torch.isfinite(logits).all())
+            if request.params.prompt_logprobs is not None and sound:
                 # Position i predicts prompt byte i + 1; the last position predicts the completion's first.
                 following = request.request.prompt[span.begin + 1 : span.end + 1]
                 tops = [request.params.prompt_logprobs] * len(following)
                 prompt_logprobs = byte_logprobs(logits[: len(following)], following, tops)
             request.prefilled(span.end, prompt_logprobs, time.perf_counter())
-            if span.completes and request.finish_reason is None:
+            if not sound:
+                request.finish("error", error=_NOT_FINITE)
+            elif span.completes and request.finish_reason is None:
                 ready.append((request, logits[-1]))
         if ready:
             self._sample([request for request, _ in ready], torch.stack([logits for _, logits in ready]))
@@ -131,7 +136,7 @@ class EngineLoop:
         if not all(sound):
             for request, is_sound in zip(requests, sound, strict=True):
                 if not is_sound:
-                    request.finish("error", error="the model's logits are not finite")
+                    request.finish("error", error=_NOT_FINITE)
             logits = logits[torch.tensor(sound, device=logits.device)]
             requests = [request for request, is_sound in zip(requests, sound, strict=True) if is_sound]
             if not requests:

@@ -85,7 +85,8 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     `data` never holds back a byte except a possible beginning of a stop string. The entries of
     `logprobs` belong to the bytes of `data`, one each, where asked for. `prompt_logprobs` come
     once, before any data: an entry for each prompt byte but the first. `chunks` are the verdicts that became
-    known, in order of (start, stage). `finish_reason` is set in the last Output of a request;
+    known, in order of (start, stage), where asked for; `opened` counts, always, the chunks of stage 1 that bytes of the
+    completion opened. `finish_reason` is set in the last Output of a request;
     `stop_reason` is the stop string that matched, or the number of the byte (EOS) that
     ended it; `error` says why where the reason is `error`.
     """
@@ -95,6 +96,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[ByteLogprobs, ...] = ()
     prompt_logprobs: tuple[ByteLogprobs, ...] = ()
     chunks: tuple[Chunk, ...] = ()
+    opened: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: bytes | int | None = None
     error: str | None = None

@@ -46,6 +46,7 @@ def validate(params: SamplingParams) -> None:
             "must be between 0 and 256",
         ),
         ("stop", all(params.stop), "must not hold an empty string"),
+        ("utf8", params.utf8 in ("strict", "raw"), "must be 'strict' or 'raw'"),
     )
     for name, holds, message in checks:
         if not holds:
@@ -95,6 +96,7 @@ class LiveRequest:
         self._logprobs: list[ByteLogprobs] = []  # of output bytes not handed out yet
         self._prompt_logprobs: list[ByteLogprobs] = []
         self._chunks: list[Chunk] = []
+        self._opened = 0
         self._arrived, self._admitted, self._decoding = now, now, now
 
     @property
@@ -133,6 +135,7 @@ class LiveRequest:
     def saw_chunks(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
             self.chunk_counts[chunk.stage - 1] += 1
+            self._opened += chunk.stage == 1 and chunk.start >= len(self.request.prompt)
         if self.params.return_chunks:
             self._chunks += chunks
 
@@ -172,6 +175,7 @@ class LiveRequest:
             logprobs=tuple(self._logprobs[: len(data)]),
             prompt_logprobs=() if self.is_prefilling and not done else tuple(self._prompt_logprobs),
             chunks=tuple(sorted(self._chunks, key=lambda chunk: (chunk.start, chunk.stage))),
+            opened=self._opened,
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
             error=self._error,
@@ -180,6 +184,7 @@ class LiveRequest:
         self._sent = until
         del self._logprobs[: len(data)]
         self._chunks.clear()
+        self._opened = 0
         if output.prompt_logprobs:
             self._prompt_logprobs.clear()
         return output

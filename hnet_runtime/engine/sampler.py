@@ -43,8 +43,9 @@ class Sampler:
         if all(row.params.temperature == 0.0 for row in rows):
             return greedy
         temperature = self._column([row.params.temperature or 1.0 for row in rows])
-        scaled = logits.double() / temperature
-        weights = torch.exp(scaled - scaled.amax(-1, keepdim=True))
+        wide = logits.double()
+        # The largest is taken off first: divided by a temperature near 0 it would be infinite.
+        weights = torch.exp((wide - wide.amax(-1, keepdim=True)) / temperature)
         if any(row.params.top_k or row.params.top_p < 1.0 or row.params.min_p for row in rows):
             weights = self._cut(weights, [row.params for row in rows])
         cumulative = weights.cumsum(-1)
@@ -60,7 +61,7 @@ class Sampler:
         """Sets to 0 the bytes that top-k, top-p and min-p leave out: [B, V] → [B, V], all fp64."""
         ordered, order = weights.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(VOCAB_SIZE, device=self._device)
-        top_k = torch.tensor([[p.top_k or VOCAB_SIZE] for p in params], device=self._device)
+        top_k = torch.tensor([[min(p.top_k or VOCAB_SIZE, VOCAB_SIZE)] for p in params], device=self._device)
         kept = torch.where(rank < top_k, ordered, 0.0)
         before = kept.cumsum(-1) - kept
         top_p = self._column([p.top_p for p in params])

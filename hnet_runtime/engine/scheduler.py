@@ -98,7 +98,8 @@ class Scheduler:
 
     def _spans(self, prompts: list[LiveRequest], budget: int) -> Iterator[Span]:
         """Shares the tick's bytes: everyone the same, and what short prompts leave goes to the others."""
-        shortest_first = sorted(prompts, key=lambda request: len(request.request.prompt) - request.fed)
+        # Where there are more prompts than bytes, the oldest ones go: nobody who came first waits for ever.
+        shortest_first = sorted(prompts[:budget], key=lambda request: len(request.request.prompt) - request.fed)
         for index, request in enumerate(shortest_first):
             assert request.row is not None
             left = len(request.request.prompt) - request.fed

@@ -154,12 +154,12 @@ class ModelState:
                 stage.ema.index_fill_(0, index, 0.0)
 
 
-def kv_bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes that one position takes in all full-attention stages together, were every byte a chunk."""
+def kv_bytes_per_position(config: ModelConfig, dtype: torch.dtype, max_positions: int) -> int:
+    """Bytes that one position takes in all stages that keep pages, were every byte a chunk."""
     total = 0
     for stage in config.stages:
         layers = sum(layer.mixer == "attention" for stack in stage.stacks for layer in stack.layers)
-        if stage.attention is not None and stage.attention.window < 0:
+        if stage.attention is not None and not 0 <= stage.attention.window < max_positions - 1:
             total += layers * 2 * stage.d_model * dtype.itemsize
     return total
 

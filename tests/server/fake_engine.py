@@ -168,8 +168,10 @@ class FakeEngine:
         byte = next(row.source)
         row.data.append(byte)
         self.generation_bytes += 1
+        known = verdicts(start, len(prompt) + len(row.data) - 1)
+        extra["opened"] = sum(chunk.stage == 1 and chunk.start >= len(prompt) for chunk in known)
         if params.return_chunks:
-            extra["chunks"] = tuple(verdicts(start, len(prompt) + len(row.data) - 1))
+            extra["chunks"] = tuple(known)
         for stop in params.stop:
             if row.data.endswith(stop):  # the tests' stop strings are one byte long: nothing to hold back
                 return self.end(row, "stop", stop_reason=stop, **extra)

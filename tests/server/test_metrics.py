@@ -25,6 +25,7 @@ NAMES = {
     "hnet_admission_rejections",
     "hnet_time_to_first_byte_seconds",
     "hnet_inter_byte_latency_seconds",
+    "hnet_inter_chunk_latency_seconds",
     "hnet_time_per_output_byte_seconds",
     "hnet_e2e_request_latency_seconds",
     "hnet_request_queue_time_seconds",
@@ -59,6 +60,8 @@ def test_all_that_was_asked_is_counted(serve_in_thread: Callable[..., Running]) 
     assert values["hnet_request_generation_bytes_sum"] == 10 + 2 * 6 + 2 * 3 + 5
     assert values["hnet_time_to_first_byte_seconds_count"] == 6
     assert values["hnet_inter_byte_latency_seconds_count"] == 9 + 2 * 5 + 2 * 2 + 4
+    # Chunks open every 3 bytes: of the first request's 9 bytes that were fed again three opened one.
+    assert values["hnet_inter_chunk_latency_seconds_count"] == 2
     assert values["hnet_num_requests_running"] == values["hnet_num_requests_waiting"] == 0
     steps = values['hnet_steps_total{kind="byte",stage="0"}']
     assert values['hnet_step_duration_seconds_count{kind="byte",stage="0"}'] == steps > 0

@@ -1,0 +1,73 @@
+"""Fixtures of the command line's tests: `hnet` in this process, and as a process of its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Result:
+    """What one call of `hnet` gave."""
+
+    code: int
+    raw: bytes
+    errors: str
+
+    @property
+    def text(self) -> str:
+        return self.raw.decode()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("HNET_") or name in ("NO_COLOR", "COLUMNS"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def hnet(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`hnet(*arguments, stdin=b"…")` in this process."""
+
+    def run(*arguments: str | Path, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main([str(argument) for argument in arguments])
+        captured = capfdbinary.readouterr()
+        return Result(code, captured.out, captured.err.decode())
+
+    return run
+
+
+@pytest.fixture
+def hnet_process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """`hnet_process(*arguments, stdout=…)`: a process of its own, ended when the test ends."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+        chosen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **chosen.pop("environment", {})}
+        command = [sys.executable, "-m", "server.cli.main", *map(str, arguments)]
+        started.append(subprocess.Popen(command, env=environment, **chosen))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()

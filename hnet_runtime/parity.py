@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hnet_runtime.config import ModelConfig
-from hnet_runtime.model.hierarchy import HNet, Verdicts
+from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.reference import Reference
+from hnet_runtime.model.results import Verdicts
 from hnet_runtime.state.rows import PAGE, pages_for
 
 _CROWD = 8  # rows that run beside each other

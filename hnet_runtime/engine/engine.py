@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import torch
+from torch import Tensor
 
 from hnet_runtime.checkpoint import ModelSource, load_weights, locate
 from hnet_runtime.config import ModelConfig, StackConfig
@@ -33,10 +35,14 @@ from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import Sampler
 from hnet_runtime.engine.scheduler import Scheduler
 from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.model.native import NativeHNet
+from hnet_runtime.model.override import RouterOverride
+from hnet_runtime.ops.native.library import NativeLibrary, open_library
 from hnet_runtime.state.arenas import kv_bytes_per_position
 from hnet_runtime.state.rows import PAGE, RowPool
 
 DType = Literal["auto", "float32", "bfloat16"]
+Kernels = Literal["auto", "native", "torch"]
 TRAINING_CONTEXT = 8192  # bytes; the released models saw no longer ones
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +65,9 @@ class EngineConfig:
         while no row decodes).
     kv_memory: bytes for the keys and values of full-attention stages; None takes what
         max_num_seqs rows of max_model_len would need, but no more than a quarter of the memory.
-    threads: CPU threads of one matrix product; None decides by the model's width.
+    threads: CPU threads; None decides by the model's width.
+    kernels: `native` or `torch` on a CPU; `auto` takes native ones where they are built.
+    quantization: `int8` runs the blocks' matrix products in 8 bits (native kernels only).
     """
 
     max_num_seqs: int | None = None
@@ -67,12 +75,18 @@ class EngineConfig:
     prefill_bytes_per_tick: int = 64
     kv_memory: int | None = None
     threads: int | None = None
+    kernels: Kernels = "auto"
+    quantization: Literal["int8"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_model_len", "prefill_bytes_per_tick", "kv_memory", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, not {value}")
+        if self.kernels not in ("auto", "native", "torch"):
+            raise EngineError(f"kernels must be auto, native or torch, not {self.kernels!r}")
+        if self.quantization not in (None, "int8"):
+            raise EngineError(f"quantization must be int8, not {self.quantization!r}")
 
 
 @dataclass(frozen=True)
@@ -93,13 +107,19 @@ class Engine:
     """Runs requests against one model. Not safe for several threads at once."""
 
     def __init__(
-        self, model: HNet, name: str = "model", config: EngineConfig | None = None, load_seconds: float = 0.0
+        self,
+        model: HNet | NativeHNet,
+        name: str = "model",
+        config: EngineConfig | None = None,
+        load_seconds: float = 0.0,
     ) -> None:
         config = config or EngineConfig()
         on_cpu = model.device.type == "cpu"
         num_rows = config.max_num_seqs or (64 if on_cpu else 256)
         if on_cpu:
-            torch.set_num_threads(config.threads or default_threads(model.config))
+            # With native kernels torch only samples, which one thread does faster.
+            native = isinstance(model, NativeHNet)
+            torch.set_num_threads(1 if native else config.threads or default_threads(model.config))
         state = model.new_state(
             num_rows=num_rows,
             kv_positions=_kv_positions(model, num_rows, config),
@@ -110,6 +130,9 @@ class Engine:
         self._loop = EngineLoop(Runner(model, state), Sampler(model.device), scheduler, limits, num_rows)
         self._scheduler = scheduler
         self._counter = 0
+        self._mail: dict[str, list[Output]] = {}  # of `stream` and `generate`, until they take it
+        self._kept: list[Output] = []  # of submitted requests, until the next tick
+        self._unwanted: set[str] = set()  # embedded requests that were left; their last Output is dropped
         self.model = model
         self.config = replace(config, max_num_seqs=num_rows)
         self.info = _info(model, name, self.config, num_rows, load_seconds)
@@ -132,16 +155,18 @@ class Engine:
         EngineError, each naming what is wrong.
         """
         started = time.perf_counter()
+        engine_config = engine_config or EngineConfig()
         source = locate(model, config=config, revision=revision)
         target = choose_device(device)
+        library = choose_library(engine_config, target)
         weights = load_weights(source, dtype=choose_dtype(dtype, source, target), device=target, progress=progress)
-        network = HNet(source.config, weights)
+        network = build_model(source.config, weights, engine_config, library)
         return cls(network, source.name, engine_config, time.perf_counter() - started)
 
     @property
     def has_work(self) -> bool:
         """True while a request waits, runs, or has an Output to give."""
-        return self._loop.has_work
+        return self._loop.has_work or bool(self._kept)
 
     def submit(self, request: Request) -> None:
         """Queues a request; raises RequestError, with the parameter's name in `.param`."""
@@ -152,28 +177,35 @@ class Engine:
         self._loop.abort(request_id)
 
     def tick(self) -> Tick:
-        """One turn of the loop for all live requests; with nothing to do it returns at once."""
-        return self._loop.tick()
+        """One turn of the loop for all live requests; with nothing to do it returns at once.
+
+        Gives what submitted requests gained since the last call, also in turns that `stream` or `generate` took.
+        """
+        tick = self._turn()
+        kept, self._kept = self._kept, []
+        return msgspec.structs.replace(tick, outputs=tuple(kept))
 
     def check(self) -> None:
         """Raises AssertionError unless every row and page is free or owned by one live request."""
         self._scheduler.check()
 
     def stream(self, prompt: bytes, params: SamplingParams | None = None) -> Iterator[Output]:
-        """Runs one prompt (taken verbatim: begin it with BOS, byte 254) and yields what it gains."""
-        self._counter += 1
-        request = Request(request_id=f"stream-{self._counter}", prompt=prompt, params=params or SamplingParams())
-        self.submit(request)
-        finished = False
+        """Runs one prompt (taken verbatim: begin it with BOS, byte 254) and yields what it gains.
+
+        Other streams and submitted requests run along and lose nothing. A stream that is left frees its row.
+        """
+        request_id = self._begin(prompt, params or SamplingParams())
         try:
+            finished = False
             while not finished:
-                for output in self.tick().outputs:
-                    if output.request_id == request.request_id:
-                        finished = output.finish_reason is not None
-                        yield output
+                for output in self._mail[request_id]:
+                    finished = output.finish_reason is not None
+                    yield output
+                self._mail[request_id] = []
+                if not finished:
+                    self._turn()
         finally:
-            if not finished:
-                self.abort(request.request_id)
+            self._end(request_id)
 
     def generate(
         self, prompts: Sequence[bytes], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -182,19 +214,42 @@ class Engine:
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(each)} SamplingParams")
-        gathered: dict[str, list[Output]] = {}
-        for prompt, chosen in zip(prompts, each, strict=True):
-            self._counter += 1
-            request_id = f"generate-{self._counter}"
-            self.submit(Request(request_id=request_id, prompt=prompt, params=chosen))
-            gathered[request_id] = []
-        left = len(gathered)
-        while left:
-            for output in self.tick().outputs:
-                if output.request_id in gathered:
-                    gathered[output.request_id].append(output)
-                    left -= output.finish_reason is not None
-        return [_completion(outputs) for outputs in gathered.values()]
+        begun: list[str] = []
+        try:
+            for prompt, chosen in zip(prompts, each, strict=True):
+                begun.append(self._begin(prompt, chosen))
+            while not all(self._mail[one] and self._mail[one][-1].finish_reason for one in begun):
+                self._turn()
+            return [_completion(self._mail[one]) for one in begun]
+        finally:
+            for one in begun:
+                self._end(one)
+
+    def _begin(self, prompt: bytes, params: SamplingParams) -> str:
+        """Submits a request whose Outputs are kept for `stream` or `generate`."""
+        self._counter += 1
+        request_id = f"embedded-{self._counter}"
+        self.submit(Request(request_id=request_id, prompt=prompt, params=params))
+        self._mail[request_id] = []
+        return request_id
+
+    def _end(self, request_id: str) -> None:
+        """Nobody waits for the request any more: it is aborted if it still runs."""
+        del self._mail[request_id]
+        self._unwanted.add(request_id)
+        self.abort(request_id)
+        if request_id not in self._loop:
+            self._unwanted.discard(request_id)
+
+    def _turn(self) -> Tick:
+        """One turn of the loop; Outputs go to who waits for them."""
+        tick = self._loop.tick()
+        for output in tick.outputs:
+            if output.request_id in self._unwanted:
+                self._unwanted.discard(output.request_id)
+            else:
+                self._mail.get(output.request_id, self._kept).append(output)
+        return tick
 
 
 def _completion(outputs: list[Output]) -> Completion:
@@ -210,6 +265,36 @@ def _completion(outputs: list[Output]) -> Completion:
         prompt_logprobs=tuple(entry for output in outputs for entry in output.prompt_logprobs),
         usage=last.usage,
         error=last.error,
+    )
+
+
+def choose_library(config: EngineConfig, device: torch.device) -> NativeLibrary | None:
+    """The native library that serves on a device, None for the torch path; EngineError where it must and cannot."""
+    library = open_library() if device.type == "cpu" and config.kernels != "torch" else None
+    if library is None and config.kernels == "native":
+        raise EngineError("kernels native: there are none for this device, or they are not built (make native)")
+    if library is None and config.quantization:
+        raise EngineError(f"quantization {config.quantization} needs native kernels, and there are none here")
+    return library
+
+
+def build_model(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    engine_config: EngineConfig,
+    library: NativeLibrary | None,
+    override: RouterOverride | None = None,
+) -> HNet | NativeHNet:
+    """The model on a path. The native one takes the tensors out of `weights` as it packs them."""
+    if library is None:
+        return HNet(config, weights, override)
+    return NativeHNet(
+        config,
+        weights,
+        library.calls,
+        engine_config.threads or default_threads(config),
+        quantized=engine_config.quantization == "int8",
+        override=override,
     )
 
 
@@ -249,7 +334,7 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _kv_positions(model: HNet, num_rows: int, config: EngineConfig) -> int:
+def _kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig) -> int:
     """KV positions of each full-attention stage: what all rows may need, within the memory set aside."""
     wanted = num_rows * (-(-config.max_model_len // PAGE) * PAGE)
     per_position = kv_bytes_per_position(model.config, model.dtype, config.max_model_len)
@@ -272,7 +357,7 @@ def _kv_positions(model: HNet, num_rows: int, config: EngineConfig) -> int:
     return positions
 
 
-def _info(model: HNet, name: str, config: EngineConfig, num_rows: int, load_seconds: float) -> EngineInfo:
+def _info(model: HNet | NativeHNet, name: str, config: EngineConfig, num_rows: int, load_seconds: float) -> EngineInfo:
     stages = tuple(
         StageInfo(
             stage=stage.index,

@@ -45,6 +45,10 @@ class EngineLoop:
     def has_work(self) -> bool:
         return bool(self._scheduler.num_live or self._scheduler.num_waiting or self._over)
 
+    def __contains__(self, request_id: str) -> bool:
+        """Whether the request still has an Output to give."""
+        return request_id in self._scheduler or any(request.request_id == request_id for request in self._over)
+
     def submit(self, request: Request) -> None:
         """Queues a request; raises RequestError, naming the parameter, if it cannot be served."""
         validate(request.params)

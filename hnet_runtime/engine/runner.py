@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from hnet_runtime.engine.messages import Chunk, StepRecord
-from hnet_runtime.model.hierarchy import Forward, HNet, Verdicts
+from hnet_runtime.model.results import Result, Verdicts
 from hnet_runtime.state.arenas import ModelState
 
 
@@ -31,10 +33,18 @@ class PrefillResult:
     records: list[StepRecord]
 
 
+class Model(Protocol):
+    """What runs rows: `hierarchy.HNet` in torch, or `native.NativeHNet`."""
+
+    def run(
+        self, state: ModelState, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]
+    ) -> Result: ...
+
+
 class Runner:
     """A model and the memory of its rows."""
 
-    def __init__(self, model: HNet, state: ModelState) -> None:
+    def __init__(self, model: Model, state: ModelState) -> None:
         self._model, self._state = model, state
 
     @property
@@ -46,24 +56,24 @@ class Runner:
 
     def step(self, rows: Sequence[int], data: bytes) -> StepResult:
         """One byte of each row."""
-        forward = self._model.forward(self._state, list(rows), [data[i : i + 1] for i in range(len(data))])
-        chunks = _chunks_by_row(forward.verdicts)
-        records = [StepRecord("stage" if w.stage else "byte", w.stage, w.positions, w.seconds) for w in forward.work]
-        return StepResult([chunks.get(row, []) for row in rows], self._model.logits(forward.hidden), records)
+        pieces = [data[index : index + 1] for index in range(len(data))]
+        result = self._model.run(self._state, rows, pieces, [1] * len(rows))
+        records = [StepRecord("stage" if w.stage else "byte", w.stage, w.positions, w.seconds) for w in result.work]
+        return StepResult(_chunks_of(rows, result), result.logits, records)
 
     def prefill(self, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]) -> PrefillResult:
         """Pieces of prompts, one a row; logits of the last `num_logits` positions of each."""
-        forward = self._model.forward(self._state, list(rows), list(pieces))
-        chunks = _chunks_by_row(forward.verdicts)
+        result = self._model.run(self._state, rows, pieces, num_logits)
         return PrefillResult(
-            chunks=[chunks.get(row, []) for row in rows],
-            logits=[self._last_logits(forward, index, count) for index, count in enumerate(num_logits)],
-            records=[StepRecord("prefill", w.stage, w.positions, w.seconds) for w in forward.work],
+            chunks=_chunks_of(rows, result),
+            logits=list(torch.split(result.logits, list(num_logits))),
+            records=[StepRecord("prefill", w.stage, w.positions, w.seconds) for w in result.work],
         )
 
-    def _last_logits(self, forward: Forward, index: int, count: int) -> Tensor:
-        places = forward.places(index)
-        return self._model.logits(forward.hidden[places[len(places) - count :]])
+
+def _chunks_of(rows: Sequence[int], result: Result) -> list[list[Chunk]]:
+    chunks = _chunks_by_row(result.verdicts)
+    return [chunks.get(row, []) for row in rows]
 
 
 def _chunks_by_row(verdicts: tuple[Verdicts, ...]) -> dict[int, list[Chunk]]:

@@ -7,16 +7,17 @@ forward: each row gives the next bytes of its sequence, many for a prompt's span
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hnet_runtime.config import ModelConfig, StageConfig
 from hnet_runtime.model.blocks import IsotropicStack, StageContext
+from hnet_runtime.model.override import RouterOverride
+from hnet_runtime.model.results import Result, StageWork, Verdicts
 from hnet_runtime.ops.attention import KeyGrid
 from hnet_runtime.ops.ema import smooth
 from hnet_runtime.ops.linear import linear
@@ -25,29 +26,6 @@ from hnet_runtime.ops.router import BOUNDARY_THRESHOLD, boundary_probability
 from hnet_runtime.ops.spans import Ints, Spans
 from hnet_runtime.state.arenas import ModelState, StageState
 from hnet_runtime.state.rows import RingSlots
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What the router of one stage said of the positions it saw in one forward.
-
-    rows, offsets: [T] row of each and the byte offset in the row's sequence of the byte it stands
-    for (its first byte, where the position is itself a chunk); p: [T] fp32; boundary: [T].
-    """
-
-    rows: Ints
-    offsets: Ints
-    p: NDArray[np.float32]
-    boundary: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """Positions one stage ran in one forward, and the seconds its own stacks took."""
-
-    stage: int
-    positions: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -70,8 +48,21 @@ class Forward:
 
     def places(self, index: int) -> Tensor:
         """Packed places of all positions of the caller's span `index`, in time."""
+        return self.spans.tensor(self._places(index))
+
+    def last_places(self, counts: Sequence[int]) -> Tensor:
+        """Packed places of the last `counts` positions of each of the caller's spans, span after span."""
+        if self.spans.is_step:
+            return self.spans.tensor(np.flatnonzero(counts))
+        wanted = [self._places(index) for index in range(len(counts))]
+        return self.spans.tensor(
+            np.concatenate([places[len(places) - count :] for places, count in zip(wanted, counts, strict=True)])
+        )
+
+    def _places(self, index: int) -> Ints:
         span = int(np.flatnonzero(self.order == index)[0])
-        return self.spans.tensor(self.spans.offsets[: self.spans.lengths[span]] + span)
+        places: Ints = self.spans.offsets[: self.spans.lengths[span]] + span
+        return places
 
 
 class _Stage:
@@ -127,8 +118,11 @@ class _Descent:
 class HNet:
     """The runtime's model: `weights` under the official key names, see config.tensor_shapes."""
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Tensor], override: RouterOverride | None = None
+    ) -> None:
         self.config = config
+        self._override = override
         self.embeddings = weights["embeddings.weight"]
         self.head = self.embeddings if config.tie_embeddings else weights["lm_head.weight"]
         self.dtype, self.device = self.embeddings.dtype, self.embeddings.device
@@ -158,6 +152,12 @@ class HNet:
         h = self.embeddings[spans.tensor(data.astype(np.int64))]
         return self._run(state, spans, order, h)
 
+    def run(self, state: ModelState, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]) -> Result:
+        """Runs the next bytes of each row (distinct rows, at least one byte each), advances its state, and gives logits
+        of the last `num_logits` positions of each."""
+        forward = self.forward(state, list(rows), list(pieces))
+        return Result(self.logits(forward.hidden[forward.last_places(num_logits)]), forward.verdicts, forward.work)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, D] → [T, V] fp32, rounded to the model's dtype before as the released model does."""
@@ -181,6 +181,8 @@ class HNet:
             h = stage.encoder(h, arenas.stacks["encoder"], context)
             assert arenas.router is not None
             p = boundary_probability(h, arenas.router, spans, stage.q_proj, stage.k_proj)
+            if self._override is not None:
+                p = spans.tensor(self._override.p(stage.config.index, spans.rows[spans.span_of], spans.position_of))
             _advance(arenas, spans)
             said = p.cpu().numpy()
             boundary = said > BOUNDARY_THRESHOLD

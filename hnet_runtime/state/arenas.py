@@ -69,6 +69,7 @@ class ModelState:
 
     kv_positions: KV capacity, in positions, of each full-attention stage together.
     max_positions: most positions one row may have in any stage (bytes it may read and write).
+    dtype: of the activations that are carried; kv_dtype: of keys and values, where that is another.
     """
 
     def __init__(
@@ -80,15 +81,17 @@ class ModelState:
         max_positions: int,
         dtype: torch.dtype,
         device: torch.device,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.num_rows = num_rows + 1
+        self.max_positions = max_positions
         self.device = device
+        self._dtype, self._kv_dtype = dtype, kv_dtype or dtype
         self.stages = tuple(
-            self._stage(stage, kv_positions=kv_positions, max_positions=max_positions, dtype=dtype)
-            for stage in config.stages
+            self._stage(stage, kv_positions=kv_positions, max_positions=max_positions) for stage in config.stages
         )
 
-    def _stage(self, stage: StageConfig, *, kv_positions: int, max_positions: int, dtype: torch.dtype) -> StageState:
+    def _stage(self, stage: StageConfig, *, kv_positions: int, max_positions: int) -> StageState:
         slots: PagePool | RingSlots | None = None
         num_slots = 0
         if stage.attention is not None:
@@ -102,7 +105,7 @@ class ModelState:
 
         def layers(stack: StackConfig) -> tuple[LayerState, ...]:
             return tuple(
-                self._mamba2(stage, dtype) if layer.mixer == "mamba2" else self._attention(stage, num_slots, dtype)
+                self._mamba2(stage) if layer.mixer == "mamba2" else self._attention(stage, num_slots)
                 for layer in stack.layers
             )
 
@@ -111,22 +114,22 @@ class ModelState:
             stacks={stack.name: layers(stack) for stack in stage.stacks},
             positions=np.zeros(self.num_rows, dtype=np.int64),
             slots=slots,
-            router=self._zeros(self.num_rows, stage.d_model, dtype=dtype) if routed else None,
+            router=self._zeros(self.num_rows, stage.d_model, dtype=self._dtype) if routed else None,
             ema=self._zeros(self.num_rows, stage.d_model, dtype=torch.float32) if routed else None,
         )
 
-    def _mamba2(self, stage: StageConfig, dtype: torch.dtype) -> Mamba2State:
+    def _mamba2(self, stage: StageConfig) -> Mamba2State:
         assert stage.mamba2 is not None
         ssm = stage.mamba2
         return Mamba2State(
-            conv=self._zeros(self.num_rows, ssm.d_conv - 1, ssm.conv_channels, dtype=dtype),
+            conv=self._zeros(self.num_rows, ssm.d_conv - 1, ssm.conv_channels, dtype=self._dtype),
             ssm=self._zeros(self.num_rows, ssm.num_heads, ssm.head_dim, ssm.d_state, dtype=torch.float32),
         )
 
-    def _attention(self, stage: StageConfig, num_slots: int, dtype: torch.dtype) -> AttentionState:
+    def _attention(self, stage: StageConfig, num_slots: int) -> AttentionState:
         assert stage.attention is not None
         shape = (num_slots, stage.attention.num_heads, stage.attention.head_dim)
-        return AttentionState(k=self._zeros(*shape, dtype=dtype), v=self._zeros(*shape, dtype=dtype))
+        return AttentionState(k=self._zeros(*shape, dtype=self._kv_dtype), v=self._zeros(*shape, dtype=self._kv_dtype))
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
         # On a CPU the system hands out zeroed memory when it is first written: an arena that is

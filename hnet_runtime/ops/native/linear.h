@@ -1,0 +1,228 @@
+// Matrix products y = x Wᵀ. Outputs are lanes and k is walked in order, so an output is one sum in one order for
+// any number of rows, any tile and any thread.
+//
+// Packed weights, block after block of LANES outputs, in 32-bit words:
+//   float32   [block][k]     [LANES]
+//   bfloat16  [block][k / 2] [LANES: even k low, odd k high]
+//   int8      [block][k / 4] [LANES: four k from the low byte up]
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
+#include "vec.h"
+
+namespace hnet {
+
+enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+constexpr int64_t GROUP = 4;  // blocks of outputs that a thread takes at once
+
+#if defined(__AVX512F__)
+constexpr int TALLEST = 16;  // rows of a tile whose sums fit the registers
+#else
+constexpr int TALLEST = 8;
+#endif
+
+struct Matrix {
+  int64_t kind, n, k;       // outputs, inputs
+  const void* data;         // packed
+  const float* bias;        // [n] or null
+  const float* scale;       // [n], int8 only
+  const int32_t* sum;       // [n] sums of an output's weights, int8 only
+};
+
+inline int64_t words_of(int64_t kind, int64_t k) {  // 32-bit words an output takes
+  return kind == FLOAT32 ? k : kind == BFLOAT16 ? (k + 1) / 2 : (k + 3) / 4;
+}
+
+// One row's activations in 8 bits: x ≈ scale · (q − 128).
+struct Quantized {
+  std::vector<uint8_t> q;     // [rows, stride]
+  std::vector<float> scale;   // [rows]
+  int64_t stride = 0;
+
+  void take(const float* x, int64_t ldx, int64_t rows, int64_t k) {
+    stride = round_up(k, 4);
+    q.assign(rows * stride, 128);
+    scale.resize(rows);
+    for (int64_t r = 0; r < rows; r++) {
+      const float* row = x + r * ldx;
+      float largest = 0;
+      for (int64_t i = 0; i < k; i++) largest = std::max(largest, std::fabs(row[i]));
+      scale[r] = std::isfinite(largest) ? largest / 127.0f : NAN;
+      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+      for (int64_t i = 0; i < k; i++)
+        q[r * stride + i] = static_cast<uint8_t>(128 + static_cast<int>(std::nearbyint(row[i] * inverse)));
+      for (int64_t i = 0; i < k; i++)
+        if (std::isnan(row[i])) scale[r] = NAN;  // max() passes over NaN
+    }
+  }
+};
+
+inline IntVec dot_bytes(IntVec acc, IntVec weights, uint32_t bytes) {  // acc + Σ of four products, unsigned · signed
+#if defined(__AVX512VNNI__)
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(static_cast<int>(bytes)), (__m512i)weights);
+#elif defined(__AVX2__)
+  const int even = static_cast<int>(bytes & 0xff00ff), odd = static_cast<int>((bytes >> 8) & 0xff00ff);
+  const __m256i w = (__m256i)weights;
+  const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), high = _mm256_srai_epi16(w, 8);
+  const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_set1_epi32(even)),
+                                       _mm256_madd_epi16(high, _mm256_set1_epi32(odd)));
+  return acc + (IntVec)sum;
+#else
+  for (int byte = 0; byte < 4; byte++)
+    acc += ((weights << (24 - 8 * byte)) >> 24) * static_cast<int32_t>((bytes >> (8 * byte)) & 0xff);
+  return acc;
+#endif
+}
+
+// The first pass over a block asks for weights some way ahead; later passes find them in the cache.
+constexpr int64_t AHEAD = 4096;  // bytes
+
+// R rows against B blocks whose words lie `apart` from one another.
+template <int R, int B>
+inline void tile(const float* w, int64_t apart, bool fetch, int64_t k, const float* x, int64_t ldx, Vec (&acc)[R][B]) {
+  for (int64_t i = 0; i < k; i++, w += LANES) {
+    Vec weights[B];
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+      if (fetch) __builtin_prefetch(reinterpret_cast<const char*>(w + b * apart) + AHEAD);
+      weights[b] = load(w + b * apart);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const float a = x[r * ldx + i];
+#pragma GCC unroll 4
+      for (int b = 0; b < B; b++) acc[r][b] = fma(weights[b], a, acc[r][b]);
+    }
+  }
+}
+
+template <int R, int B>
+inline void tile(const uint32_t* w, int64_t apart, bool fetch, int64_t k, const float* x, int64_t ldx,
+                 Vec (&acc)[R][B]) {
+  int64_t i = 0;
+  for (; i + 1 < k; i += 2, w += LANES) {
+    Vec even[B], odd[B];
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+      if (fetch) __builtin_prefetch(reinterpret_cast<const char*>(w + b * apart) + AHEAD);
+      const IntVec words = load_int(w + b * apart);
+      even[b] = low_halves(words);
+      odd[b] = high_halves(words);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const float a0 = x[r * ldx + i], a1 = x[r * ldx + i + 1];
+#pragma GCC unroll 4
+      for (int b = 0; b < B; b++) {
+        acc[r][b] = fma(odd[b], a1, fma(even[b], a0, acc[r][b]));
+      }
+    }
+  }
+  if (i < k)
+    for (int r = 0; r < R; r++)
+      for (int b = 0; b < B; b++) acc[r][b] = fma(low_halves(load_int(w + b * apart)), x[r * ldx + i], acc[r][b]);
+}
+
+template <int R, int B>
+inline void tile(const uint32_t* w, int64_t apart, bool fetch, int64_t words, const uint8_t* q, int64_t ldq,
+                 IntVec (&acc)[R][B]) {
+  for (int64_t i = 0; i < words; i++, w += LANES) {
+    IntVec weights[B];
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+      if (fetch) __builtin_prefetch(reinterpret_cast<const char*>(w + b * apart) + AHEAD);
+      weights[b] = load_int(w + b * apart);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      uint32_t bytes;
+      std::memcpy(&bytes, q + r * ldq + 4 * i, 4);
+#pragma GCC unroll 4
+      for (int b = 0; b < B; b++) acc[r][b] = dot_bytes(acc[r][b], weights[b], bytes);
+    }
+  }
+}
+
+struct Product {
+  const Matrix& m;
+  const float* x;
+  int64_t ldx;
+  float* y;
+  int64_t ldy;  // a multiple of LANES: whole blocks are written
+  bool add;     // y += instead of y =
+  const Quantized* quantized;
+
+  template <int R, int B>
+  void block(int64_t first, int64_t row) const {
+    const int64_t words = words_of(m.kind, m.k), apart = words * LANES;
+    const uint32_t* w = static_cast<const uint32_t*>(m.data) + first * apart;
+    const bool fetch = row == 0;
+    Vec sums[R][B] = {};
+    if (m.kind == FLOAT32) {
+      tile<R, B>(reinterpret_cast<const float*>(w), apart, fetch, m.k, x + row * ldx, ldx, sums);
+    } else if (m.kind == BFLOAT16) {
+      tile<R, B>(w, apart, fetch, m.k, x + row * ldx, ldx, sums);
+    } else {
+      IntVec counts[R][B] = {};
+      tile<R, B>(w, apart, fetch, words, quantized->q.data() + row * quantized->stride, quantized->stride, counts);
+      for (int b = 0; b < B; b++) {
+        const int64_t n = (first + b) * LANES, some = std::min(LANES, m.n - n);
+        alignas(64) int32_t sum[LANES] = {};
+        std::memcpy(sum, m.sum + n, some * sizeof(int32_t));
+        const Vec scale = some == LANES ? load(m.scale + n) : load_some(m.scale + n, some);
+        for (int r = 0; r < R; r++) {
+          const IntVec centred = counts[r][b] - 128 * load_int(sum);
+          sums[r][b] = __builtin_convertvector(centred, Vec) * (scale * quantized->scale[row + r]);
+        }
+      }
+    }
+    for (int b = 0; b < B; b++) {
+      const int64_t n = (first + b) * LANES, some = std::min(LANES, m.n - n);
+      const Vec bias = !m.bias ? Vec{} : some == LANES ? load(m.bias + n) : load_some(m.bias + n, some);
+      for (int r = 0; r < R; r++) {
+        float* out = y + (row + r) * ldy + n;
+        const Vec value = m.bias ? sums[r][b] + bias : sums[r][b];
+        store(out, add ? load(out) + value : value);
+      }
+    }
+  }
+
+  // R rows at a time, B blocks at a time, over blocks first…last, from `row` on; returns the first row left.
+  template <int R, int B>
+  int64_t rows(int64_t first, int64_t last, int64_t row, int64_t count) const {
+    const int64_t until = row + (count - row) / R * R;
+    for (int64_t r = row; r < until; r += R) {
+      int64_t b = first;
+      for (; b + B <= last; b += B) block<R, B>(b, r);
+      for (; b < last; b++) block<R, 1>(b, r);
+    }
+    return until;
+  }
+
+  void group(int64_t index, int64_t count) const {
+    const int64_t first = index * GROUP, last = std::min(first + GROUP, (m.n + LANES - 1) / LANES);
+    int64_t row = 0;
+    // The tallest tile leaves registers for one block, which stays in the cache while all rows pass.
+    if (count >= TALLEST)
+      for (int64_t b = first; b < last; b++) row = rows<TALLEST, 1>(b, b + 1, 0, count);
+    if constexpr (TALLEST > 8) row = rows<8, 2>(first, last, row, count);
+    row = rows<4, TALLEST / 4>(first, last, row, count);
+    row = rows<2, 4>(first, last, row, count);
+    rows<1, 4>(first, last, row, count);
+  }
+};
+
+// y [rows, n] = (or +=) x [rows, k] Wᵀ + bias; ldx and ldy are row strides, ldy at least n rounded up to LANES.
+inline void product(const Matrix& m, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy, bool add,
+                    Pool& pool, Quantized& scratch) {
+  if (m.kind == INT8) scratch.take(x, ldx, rows, m.k);
+  const Product call{m, x, ldx, y, ldy, add, &scratch};
+  const int64_t groups = (m.n + GROUP * LANES - 1) / (GROUP * LANES);
+  pool.run(groups, rows * m.n * m.k, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; g++) call.group(g, rows);
+  });
+}
+
+}  // namespace hnet

@@ -1,0 +1,375 @@
+// An H-Net as the C interface describes it, and its forward: the loop down, the main network, the loop up.
+// What each struct means is said once, in binding.py, which mirrors them field by field.
+#pragma once
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "conv.h"
+#include "linear.h"
+#include "norm.h"
+#include "pool.h"
+#include "spans.h"
+#include "ssm.h"
+
+namespace hnet {
+
+struct Layer {
+  int64_t is_attention, has_mlp;
+  const float *norm1, *norm2;
+  Matrix in_proj, out_proj, fc1, fc2;                  // in_proj is Wqkv for attention
+  const float *conv_weight, *conv_bias, *dt_bias, *a, *d, *ssm_norm;
+  void *first_state, *second_state;                    // conv and SSM, or keys and values
+};
+
+struct Stack {
+  int64_t num_layers;
+  const Layer* layers;
+  const float* norm;
+};
+
+struct Stage {
+  int64_t d_model, d_outer, d_mlp;
+  int64_t heads, head_dim, rotary_half, window;        // heads 0: no attention in this stage
+  const float *rotary_cos, *rotary_sin;                // [positions, rotary_half]
+  Slots slots;
+  int64_t ssm_heads, d_state, d_conv;                  // ssm_heads 0: no Mamba-2 in this stage
+  const float* pad;                                    // [d_model − d_outer]
+  Stack encoder, decoder;                              // the main network is an encoder alone
+  Matrix q_proj, k_proj, residual;
+  float *router, *ema;                                 // [rows, d_model]
+  double override_rate;                                // benchmarks: chance of a boundary; 0 asks the router
+  uint64_t override_key;
+  int64_t* positions;                                  // [rows]
+};
+
+struct Model {
+  int64_t num_stages;
+  const Stage* stages;
+  const float* embeddings;                             // [256, d_model]
+  Matrix head;
+  int64_t bf16;                                        // keys, values and the router's rounding in bfloat16
+};
+
+// What one forward says of one stage; the arrays hold as many positions as stage 0 has.
+struct StageReport {
+  int64_t positions;
+  double seconds;
+  int64_t *rows, *offsets;                             // [T] row and byte offset of each position
+  float* p;                                            // [T]
+  uint8_t* boundary;                                   // [T]
+};
+
+constexpr float P_MIN = 1e-4f, P_MAX = 1.0f - 1e-4f, NORM_FLOOR = 1e-12f;
+
+// Room for [rows, width] floats whose rows are whole registers; what lies behind `width` is never read as a number
+// that counts.
+struct Buffer {
+  std::unique_ptr<float[]> data;
+  int64_t room = 0, stride = 0;
+
+  float* take(int64_t rows, int64_t width) {
+    stride = round_up(width, LANES);
+    if (rows * stride > room) {
+      room = rows * stride;
+      data = std::make_unique<float[]>(room);
+    }
+    return data.get();
+  }
+  float* row(int64_t i) const { return data.get() + i * stride; }
+};
+
+class Forward {
+ public:
+  Forward(const Model& model, int threads) : model_(model), pool_(threads), levels_(model.num_stages) {}
+
+  // The next bytes of each span's row, span after span. logits [n, 256] of the last `num_logits[i]` positions of each.
+  void run(int64_t count, const int64_t* rows, const int64_t* lengths, const uint8_t* bytes,
+           const int64_t* num_logits, float* logits, StageReport* reports) {
+    Spans& outer = levels_[0].spans;
+    outer.clear();
+    for (int64_t i = 0; i < count; i++) outer.add(rows[i], model_.stages[0].positions[rows[i]], lengths[i]);
+    embed(bytes, reports[0]);
+    for (int64_t s = 0; s < model_.num_stages; s++) reports[s].positions = 0, reports[s].seconds = 0;
+    int64_t deepest = 0;
+    for (;; deepest++) {
+      const auto started = std::chrono::steady_clock::now();
+      const bool is_main = deepest + 1 == model_.num_stages;
+      Level& level = levels_[deepest];
+      const Stage& stage = model_.stages[deepest];
+      reports[deepest].positions = level.spans.total;
+      stack(stage, stage.encoder, level);
+      if (!is_main) {
+        route(stage, level, reports[deepest]);
+        select(deepest, reports);
+      }
+      for (const Span& span : level.spans.each) stage.positions[span.row] += span.length;
+      reports[deepest].seconds += since(started);
+      if (is_main || levels_[deepest + 1].spans.total == 0) break;
+    }
+    for (int64_t s = std::min(deepest, model_.num_stages - 2); s >= 0; s--) {
+      const auto started = std::chrono::steady_clock::now();
+      ascend(s, s < deepest);
+      reports[s].seconds += since(started);
+    }
+    head(num_logits, logits);
+  }
+
+ private:
+  struct Level {
+    Spans spans;
+    Buffer h;                         // [T, D] in and out of stacks
+    std::vector<float> p;             // [T]
+    std::vector<uint8_t> boundary;    // [T]
+  };
+
+  static double since(std::chrono::steady_clock::time_point started) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  }
+
+  void embed(const uint8_t* bytes, StageReport& report) {
+    Level& level = levels_[0];
+    const int64_t width = model_.stages[0].d_model;
+    level.h.take(level.spans.total, width);
+    for (int64_t t = 0; t < level.spans.total; t++)
+      std::memcpy(level.h.row(t), model_.embeddings + bytes[t] * width, width * sizeof(float));
+    if (model_.num_stages == 1) return;
+    for (const Span& span : level.spans.each)
+      for (int64_t t = 0; t < span.length; t++) {
+        report.rows[span.begin + t] = span.row;
+        report.offsets[span.begin + t] = span.start + t;
+      }
+  }
+
+  void multiply(const Matrix& m, const Buffer& x, int64_t rows, Buffer& y, bool add) {
+    product(m, x.data.get(), x.stride, rows, y.data.get(), y.stride, add, pool_, quantized_);
+  }
+
+  void normalize(const Buffer& x, const float* weight, int64_t rows, int64_t width, Buffer& out) {
+    pool_.run(rows, rows * width * 4, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) rms_norm(x.row(t), weight, width, out.row(t));
+    });
+  }
+
+  // level.h → norm(level.h + the layers' outputs). level.h itself is the residual stream on the way.
+  void stack(const Stage& stage, const Stack& layers, Level& level) {
+    const int64_t total = level.spans.total, width = stage.d_model;
+    normed_.take(total, width);
+    for (int64_t i = 0; i < layers.num_layers; i++) {
+      const Layer& layer = layers.layers[i];
+      normalize(level.h, layer.norm1, total, width, normed_);
+      layer.is_attention ? attention(stage, layer, level) : mamba2(stage, layer, level);
+      if (!layer.has_mlp) continue;
+      normalize(level.h, layer.norm2, total, width, normed_);
+      mlp(stage, layer, level);
+    }
+    normalize(level.h, layers.norm, total, width, level.h);
+  }
+
+  void mamba2(const Stage& stage, const Layer& layer, Level& level) {
+    const Spans& spans = level.spans;
+    const int64_t heads = stage.ssm_heads, inner = heads * HEAD_DIM, states = stage.d_state;
+    const int64_t channels = inner + 2 * states, depth = stage.d_conv - 1;
+    wide_.take(spans.total, 2 * inner + 2 * states + heads);  // z, x, B, C, dt
+    multiply(layer.in_proj, normed_, spans.total, wide_, false);
+    mixed_.take(spans.total, channels);
+    float* conv = static_cast<float*>(layer.first_state);
+    const int64_t parts = (channels + CHANNELS - 1) / CHANNELS;
+    pool_.run(spans.count() * parts, spans.total * channels * 20, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        const Span& span = spans.each[task / parts];
+        const int64_t first = task % parts * CHANNELS, last = std::min(first + CHANNELS, channels);
+        causal_conv(wide_.row(span.begin) + inner, wide_.stride, span.length, conv + span.row * depth * channels,
+                    layer.conv_weight, layer.conv_bias, stage.d_conv, channels, first, last, mixed_.row(span.begin),
+                    mixed_.stride);
+      }
+    });
+    out_.take(spans.total, inner);
+    float* ssm = static_cast<float*>(layer.second_state);
+    pool_.run(spans.count() * heads, spans.total * inner * states / 4, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        const Span& span = spans.each[task / heads];
+        const int64_t h = task % heads;
+        const float* row = mixed_.row(span.begin);
+        selective_scan(row + h * HEAD_DIM, row + inner, row + inner + states, mixed_.stride,
+                       wide_.row(span.begin) + 2 * inner + 2 * states + h, wide_.stride, layer.a[h], layer.d[h],
+                       layer.dt_bias[h], span.length, states, ssm + (span.row * heads + h) * HEAD_DIM * states,
+                       out_.row(span.begin) + h * HEAD_DIM, out_.stride);
+      }
+    });
+    pool_.run(spans.total, spans.total * inner * 20, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) gated_rms_norm(out_.row(t), wide_.row(t), layer.ssm_norm, inner, out_.row(t));
+    });
+    multiply(layer.out_proj, out_, spans.total, level.h, true);
+  }
+
+  void attention(const Stage& stage, const Layer& layer, Level& level) {
+    const Spans& spans = level.spans;
+    const int64_t heads = stage.heads, dim = stage.head_dim, width = stage.d_model, half = stage.rotary_half;
+    wide_.take(spans.total, 3 * width);
+    multiply(layer.in_proj, normed_, spans.total, wide_, false);
+    out_.take(spans.total, width);
+    int64_t cost = 0;
+    for (const Span& span : spans.each) cost += span.length * (span.start + span.length) * width;
+    pool_.run(spans.count() * heads, cost, [&](int64_t begin, int64_t end) {
+      AttentionScratch scratch;
+      for (int64_t task = begin; task < end; task++) {
+        const Span& span = spans.each[task / heads];
+        const int64_t at = task % heads * dim;
+        for (int64_t t = 0; half && t < span.length; t++) {
+          const int64_t angle = (span.start + t) * half;
+          float* row = wide_.row(span.begin + t) + at;
+          rotate(row, stage.rotary_cos + angle, stage.rotary_sin + angle, half);
+          rotate(row + width, stage.rotary_cos + angle, stage.rotary_sin + angle, half);
+        }
+        float *qkv = wide_.row(span.begin) + at, *out = out_.row(span.begin) + at;
+        if (model_.bf16)
+          attend<KeepBfloat16>(qkv, wide_.stride, width, dim, span, stage.window, stage.slots,
+                               static_cast<uint16_t*>(layer.first_state) + at,
+                               static_cast<uint16_t*>(layer.second_state) + at, out, out_.stride, scratch);
+        else
+          attend<KeepFloat>(qkv, wide_.stride, width, dim, span, stage.window, stage.slots,
+                            static_cast<float*>(layer.first_state) + at, static_cast<float*>(layer.second_state) + at,
+                            out, out_.stride, scratch);
+      }
+    });
+    multiply(layer.out_proj, out_, spans.total, level.h, true);
+  }
+
+  void mlp(const Stage& stage, const Layer& layer, Level& level) {
+    const int64_t total = level.spans.total, width = stage.d_mlp;  // a multiple of LANES
+    wide_.take(total, 2 * width);
+    multiply(layer.fc1, normed_, total, wide_, false);
+    out_.take(total, width);
+    pool_.run(total, total * width * 20, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        const float* row = wide_.row(t);  // value, then gate
+        for (int64_t i = 0; i < width; i += LANES) store(out_.row(t) + i, silu(load(row + width + i)) * load(row + i));
+      }
+    });
+    multiply(layer.fc2, out_, total, level.h, true);
+  }
+
+  // A boundary by chance instead of the router's; see override.py.
+  static float drawn(const Stage& stage, int64_t row, int64_t position) {
+    uint64_t z = stage.override_key + (static_cast<uint64_t>(row) << 32) + static_cast<uint64_t>(position);
+    z = z * 0x9E3779B97F4A7C15u + 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z = z ^ (z >> 31);
+    return position == 0 || static_cast<double>(z >> 11) * 0x1p-53 < stage.override_rate ? 0.75f : 0.25f;
+  }
+
+  // The router's p and verdict of each position; see router.py.
+  void route(const Stage& stage, Level& level, StageReport& report) {
+    const Spans& spans = level.spans;
+    const int64_t width = stage.d_model;
+    normed_.take(spans.total, width);  // previous vectors
+    for (const Span& span : spans.each) {
+      float* memory = stage.router + span.row * width;
+      for (int64_t t = 0; t < span.length; t++)
+        std::memcpy(normed_.row(span.begin + t), t ? level.h.row(span.begin + t - 1) : memory, width * sizeof(float));
+      std::memcpy(memory, level.h.row(span.begin + span.length - 1), width * sizeof(float));
+    }
+    wide_.take(spans.total, width);
+    out_.take(spans.total, width);
+    multiply(stage.q_proj, normed_, spans.total, wide_, false);
+    multiply(stage.k_proj, level.h, spans.total, out_, false);
+    level.p.resize(spans.total);
+    level.boundary.resize(spans.total);
+    for (const Span& span : spans.each)
+      for (int64_t t = 0; t < span.length; t++) {
+        const int64_t at = span.begin + t;
+        const float *q = wide_.row(at), *k = out_.row(at);
+        const float norms = std::max(std::sqrt(dot(q, q, width)), NORM_FLOOR) *
+                            std::max(std::sqrt(dot(k, k, width)), NORM_FLOOR);
+        float unlike = 1.0f - dot(q, k, width) / norms;
+        if (model_.bf16) unlike = from_bf16(to_bf16(unlike));
+        float p = unlike / 2.0f;
+        p = p < 0.0f ? 0.0f : p > 1.0f ? 1.0f : p;  // NaN stays
+        if (span.start + t == 0) p = 1.0f;
+        if (stage.override_rate > 0) p = drawn(stage, span.row, span.start + t);
+        level.p[at] = p;
+        level.boundary[at] = p > 0.5f;
+      }
+    std::memcpy(report.p, level.p.data(), spans.total * sizeof(float));
+    std::memcpy(report.boundary, level.boundary.data(), spans.total);
+  }
+
+  // The chosen positions, widened, become the next stage's spans.
+  void select(int64_t index, StageReport* reports) {
+    const Stage& next = model_.stages[index + 1];
+    Level &level = levels_[index], &inner = levels_[index + 1];
+    const int64_t width = model_.stages[index].d_model;
+    inner.spans.clear();
+    for (const Span& span : level.spans.each) {
+      int64_t chosen = 0;
+      for (int64_t t = 0; t < span.length; t++) chosen += level.boundary[span.begin + t];
+      if (chosen) inner.spans.add(span.row, next.positions[span.row], chosen);
+    }
+    inner.h.take(inner.spans.total, next.d_model);
+    const bool reported = index + 2 < model_.num_stages;  // the main network has no verdicts
+    int64_t to = 0;
+    for (int64_t from = 0; from < level.spans.total; from++) {
+      if (!level.boundary[from]) continue;
+      std::memcpy(inner.h.row(to), level.h.row(from), width * sizeof(float));
+      if (next.d_model > width) std::memcpy(inner.h.row(to) + width, next.pad, (next.d_model - width) * sizeof(float));
+      if (reported) {
+        reports[index + 1].rows[to] = reports[index].rows[from];
+        reports[index + 1].offsets[to] = reports[index].offsets[from];
+      }
+      to++;
+    }
+  }
+
+  // level.h: the encoder's output → the decoder's, with what the chunks brought. z̄ ← P ẑ + (1 − P) z̄; see ema.py.
+  void ascend(int64_t index, bool has_chunks) {
+    const Stage& stage = model_.stages[index];
+    Level& level = levels_[index];
+    const int64_t width = stage.d_model, total = level.spans.total;
+    smooth_.take(total, width);
+    int64_t chunk = 0;
+    for (const Span& span : level.spans.each) {
+      float* memory = stage.ema + span.row * width;
+      for (int64_t t = 0; t < span.length; t++) {
+        const int64_t at = span.begin + t;
+        if (has_chunks && level.boundary[at]) {
+          const float p = level.p[at] < P_MIN ? P_MIN : level.p[at] > P_MAX ? P_MAX : level.p[at];
+          const float* z = levels_[index + 1].h.row(chunk++);
+          for (int64_t i = 0; i < width; i++) memory[i] = p * z[i] + (1.0f - p) * memory[i];
+        }
+        std::memcpy(smooth_.row(at), memory, width * sizeof(float));
+      }
+    }
+    multiply(stage.residual, level.h, total, smooth_, true);
+    std::swap(level.h, smooth_);
+    stack(stage, stage.decoder, level);
+  }
+
+  void head(const int64_t* num_logits, float* logits) {
+    Level& level = levels_[0];
+    const int64_t width = model_.stages[0].d_model;
+    int64_t wanted = 0;
+    for (int64_t i = 0; i < level.spans.count(); i++) wanted += num_logits[i];
+    if (!wanted) return;
+    normed_.take(wanted, width);
+    int64_t to = 0;
+    for (int64_t i = 0; i < level.spans.count(); i++) {
+      const Span& span = level.spans.each[i];
+      for (int64_t t = span.length - num_logits[i]; t < span.length; t++)
+        std::memcpy(normed_.row(to++), level.h.row(span.begin + t), width * sizeof(float));
+    }
+    product(model_.head, normed_.data.get(), normed_.stride, wanted, logits, 256, false, pool_, quantized_);
+  }
+
+  static constexpr int64_t CHANNELS = 256;  // of the convolution that one task takes
+
+  const Model model_;
+  Pool pool_;
+  std::vector<Level> levels_;
+  Buffer normed_, wide_, mixed_, out_, smooth_;
+  Quantized quantized_;
+};
+
+}  // namespace hnet

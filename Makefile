@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NATIVE := hnet_runtime/ops/native
+COMPILED := $(VENV)/.native
 
-.PHONY: serve test install test-all lint format bench clean
+.PHONY: serve test install test-all native sanitize wheel lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,14 +14,23 @@ help:
 	@echo "make test     install and run the fast tests"
 	@echo "make install  only install; leaves $(BIN)/hnet"
 	@echo "make test-all every test, the slow ones too"
+	@echo "make native   compile the native kernels that are out of date (CXX is honoured)"
+	@echo "make sanitize the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make wheel    a wheel for this platform, in dist/"
 	@echo "make lint     formatting, lint, types, import directions"
 	@echo "make bench    the decoding benchmark"
 
-install: $(INSTALLED)
+install: $(COMPILED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The install has compiled the native kernels in place, if there is a compiler; this says so, and does it again when
+# their sources change.
+$(COMPILED): $(INSTALLED) $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h) $(NATIVE)/build.py
+	$(BIN)/python -m hnet_runtime.ops.native.build --optional
 	@touch $@
 
 serve: install
@@ -30,6 +41,16 @@ test: install
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+native: $(INSTALLED)
+	$(BIN)/python -m hnet_runtime.ops.native.build
+
+sanitize: install
+	$(BIN)/python -m tests.native.sanitize
+
+wheel: $(INSTALLED)
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -45,4 +66,4 @@ bench: install
 	$(BIN)/python benchmarks/decode.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/lib .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

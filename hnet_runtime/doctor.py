@@ -10,14 +10,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from hnet_runtime.checkpoint import load_weights, locate
+from hnet_runtime.comparison import Check
 from hnet_runtime.config import BOS, stage_tensor_shapes
-from hnet_runtime.engine.engine import DType, choose_device, choose_dtype, default_threads
+from hnet_runtime.engine.engine import (
+    DType,
+    EngineConfig,
+    Kernels,
+    choose_device,
+    choose_dtype,
+    choose_library,
+    default_threads,
+)
 from hnet_runtime.machine import Machine, inspect_machine
-from hnet_runtime.parity import Check, StepTime, check_runtime
+from hnet_runtime.ops.native.library import available
+from hnet_runtime.parity import StepTime, check_runtime
 
 TEXT = (
     "It was late when the ferry came in. “Forty-two crates,” said the clerk, counting twice; "
@@ -28,12 +39,39 @@ TEXT = (
 _LARGE, _LARGE_BYTES = 100_000_000, 64
 
 
+# What a forward and a decoding step are made of. Operations on weights say how those are held.
+_WEIGHTED = ("matrix products of blocks", "router", "residual projection", "head")
+_OPERATIONS = (
+    *("embedding", "RMS norm + residual", "convolution", "Mamba-2 state", "gated norm"),
+    *("rotary + KV append + attention", "SwiGLU", "EMA", *_WEIGHTED),
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A line of the dispatch table: `code` is what runs it, with the arithmetic where weights are read."""
+
+    name: str
+    code: str
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """A native library: whether it can serve here, whether it does, and why it cannot or what is odd."""
+
+    name: str
+    runnable: bool
+    serves: bool
+    reason: str
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Everything `hnet doctor` says.
 
-    `path` is the implementation that serves; `stage_bytes` are the weights of each stage and
-    `embedding_bytes` those of embeddings and head; the checks ran over `checked_bytes` bytes.
+    `kernels` is the code that serves, as in EngineInfo, and `dispatch` says so for each operation. `stage_bytes` are
+    the weights of each stage as loaded, `embedding_bytes` those of embeddings and head, `served_bytes` all of them as
+    the code that serves holds them. The checks ran over `checked_bytes` bytes.
     """
 
     machine: Machine
@@ -41,11 +79,14 @@ class Diagnosis:
     parameters: int
     device: str
     dtype: str
-    path: str
+    kernels: str
     threads: int
     load_seconds: float
     embedding_bytes: int
     stage_bytes: tuple[int, ...]
+    served_bytes: int
+    instruction_sets: tuple[InstructionSet, ...]
+    dispatch: tuple[Operation, ...]
     checked_bytes: int
     checks: tuple[Check, ...]
     steps: tuple[StepTime, ...]
@@ -62,6 +103,8 @@ def examine(
     revision: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
+    kernels: Kernels = "auto",
+    quantization: Literal["int8"] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
@@ -71,8 +114,10 @@ def examine(
     for the process, as an engine does.
     """
     started = time.perf_counter()
+    engine_config = EngineConfig(kernels=kernels, quantization=quantization, threads=threads)
     source = locate(model, config, revision)
     target = choose_device(device)
+    library = choose_library(engine_config, target)
     chosen = choose_dtype(dtype, source, target)
     weights = load_weights(source, dtype=chosen, device=target, progress=progress)
     load_seconds = time.perf_counter() - started
@@ -81,22 +126,43 @@ def examine(
     data = bytes([BOS]) + TEXT
     if source.config.num_parameters > _LARGE:
         data = data[:_LARGE_BYTES]
-    checks, steps = check_runtime(source.config, weights, data)
+    findings = check_runtime(source.config, weights, data, engine_config, library)
     stage_bytes = [0] * len(source.config.stages)
     for stage, key, _ in stage_tensor_shapes(source.config):
         stage_bytes[stage.index] += weights[key].nbytes
+    dtype_name = str(chosen).removeprefix("torch.")
     return Diagnosis(
         machine=inspect_machine(),
         model=source.name,
         parameters=source.config.num_parameters,
         device=str(target),
-        dtype=str(chosen).removeprefix("torch."),
-        path="torch",
+        dtype=dtype_name,
+        kernels=findings.kernels,
         threads=torch.get_num_threads(),
         load_seconds=load_seconds,
         embedding_bytes=sum(tensor.nbytes for tensor in weights.values()) - sum(stage_bytes),
         stage_bytes=tuple(stage_bytes),
+        served_bytes=findings.served_bytes,
+        instruction_sets=tuple(
+            InstructionSet(each.isa, each.runnable, library is not None and library.isa == each.isa, each.reason)
+            for each in available()
+        ),
+        dispatch=dispatch_table("torch" if library is None else f"native {library.isa}", dtype_name, quantization),
         checked_bytes=len(data),
-        checks=checks,
-        steps=steps,
+        checks=findings.checks,
+        steps=findings.steps,
     )
+
+
+def dispatch_table(code: str, dtype: str, quantization: str | None) -> tuple[Operation, ...]:
+    """What runs each operation of a model; an engine takes one path for all of them."""
+    native = code != "torch"
+    activations = "float32" if native else dtype
+    held = dict.fromkeys(_WEIGHTED, f"{dtype} weights, {activations} activations")
+    if quantization is not None:
+        held["matrix products of blocks"] = f"{quantization} weights and activations"
+    # Boundaries hang on these two: fp32 arithmetic on every path, and the projection's weights as well.
+    held["router"] = f"{dtype} weights, float32 activations"
+    held["residual projection"] = "float32 weights and activations"
+    lines = [Operation(name, f"{code}, {held[name]}" if name in held else code) for name in _OPERATIONS]
+    return (*lines, Operation("sampler", f"{code}, float64"))

@@ -1,190 +1,216 @@
-"""The batched runtime against `model/reference.py`, and against itself, over one text.
+"""The path that would serve a model, against `model/reference.py` and against itself, over one text.
 
-Knows a model's weights and nothing of requests: a prompt read whole against byte by byte, a row alone
-against the same row in a crowd. Returns figures beside what they must be.
+Knows a model's weights and nothing of requests. What is demanded, and why no more and no less:
+
+- **the same bits** of a row read whole, byte by byte, and in spans among other rows. The native kernels owe it in every
+  dtype, quantized ones too; the torch path in float32 on a CPU. Elsewhere the measure below applies.
+- **FLOAT32**: the reference drifts by 1e-4 between its own ways of reading; no boundary flips.
+- **FLOAT32_ACTIVATIONS**: native kernels take weights rounded to bfloat16 and keep activations in float32. Their
+  reference is float32 arithmetic on those rounded weights. What is left are keys and values in bfloat16, and the
+  router's 1 − cos, rounded to bfloat16 as the released model rounds it: p moves by up to 2⁻⁹, and one that near to one
+  half is a tie.
+- **BFLOAT16**: where one of the two rounds every activation as well. The same sums, arranged otherwise, round
+  elsewhere.
+- **INT8**: products round weights and activations to 8 bits. This says that nothing is broken, not how good a model
+  still is: for that the bits per byte of the checked text are given, and they depend on the text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from hnet_runtime.comparison import Check, Reading, Tolerance, Trace, check
 from hnet_runtime.config import ModelConfig
+from hnet_runtime.engine.engine import EngineConfig, build_model
 from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.model.reference import Reference
 from hnet_runtime.model.results import Verdicts
+from hnet_runtime.ops.native.library import NativeLibrary
 from hnet_runtime.state.rows import PAGE, pages_for
 
-_CROWD = 8  # rows that run beside each other
+EXACT = Tolerance(bitwise=True)
+FLOAT32 = Tolerance(max_abs=1e-3, p_max_abs=1e-4, flips=False)
+FLOAT32_ACTIVATIONS = Tolerance(rms=0.05, same_argmax=0.9, p_max_abs=0.01)
+BFLOAT16 = Tolerance(rms=0.5, same_argmax=0.75, p_rms=0.05)
+INT8 = Tolerance(rms=1.0, same_argmax=0.5, p_rms=0.1, bits_per_byte=0.5)
 
-# The reference's own drift from step to step is 1e-4 in float32. In bfloat16 the same sums, arranged otherwise,
-# round elsewhere, and a rounding may carry a boundary over its threshold.
-_FLOAT32_MAX = 1e-3
-_BFLOAT16_RMS, _BFLOAT16_ARGMAX, _BFLOAT16_FLIPS = 0.5, 0.75, 0.01
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a model made of T bytes.
-
-    logits: [T, 256] float32. `positions[s]` are the byte offsets of the positions of routed stage s, in
-    order; `boundaries[s]` are those among them that opened a chunk.
-    """
-
-    logits: Tensor
-    positions: tuple[tuple[int, ...], ...]
-    boundaries: tuple[frozenset[int], ...]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Between two traces: of their logits, the share of positions with the same most probable byte, and
-    for each routed stage how many boundaries only one of the two has, of how many positions."""
-
-    max_abs: float
-    rms: float
-    same_argmax: float
-    flips: tuple[int, ...]
-    positions: tuple[int, ...]
-    bitwise: bool
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison, what was demanded of it, and whether that held."""
-
-    name: str
-    demand: str
-    passed: bool
-    difference: Difference
+_CROWD, _WATCHED = 8, 3  # rows that run beside each other, and the place of the one that is looked at
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Median seconds of a step of one row that ran every stage down to `stage` and no further; over `count` steps."""
+    """Steps of one row alone that ran every stage down to `stage` and no further.
+
+    count: how many there were; seconds: median of the whole step; own_seconds: of what stage `stage` itself took.
+    """
 
     stage: int
     count: int
     seconds: float
+    own_seconds: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """kernels: the code that serves, as in EngineInfo; served_bytes: the weights as it holds them."""
+
+    checks: tuple[Check, ...]
+    steps: tuple[StepTime, ...]
+    kernels: str
+    served_bytes: int
 
 
 def check_runtime(
-    config: ModelConfig, weights: Mapping[str, Tensor], data: bytes
-) -> tuple[tuple[Check, ...], tuple[StepTime, ...]]:
-    """Three comparisons over `data` (BOS first), and the times of the steps that one of them took."""
-    network = HNet(config, weights)
-    whole, _ = trace_runtime(network, [[data]])
-    steps, times = trace_runtime(network, [_pieces(data, 1)])
-    # The row comes in spans of 7, among others of other texts and lengths that start and stop at other places.
-    crowd = [_pieces(data, 7)]
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    data: bytes,
+    engine_config: EngineConfig | None = None,
+    library: NativeLibrary | None = None,
+) -> Findings:
+    """Checks the native kernels of `library`, or the torch path without one, over `data` (BOS first); times steps."""
+    engine_config = engine_config or EngineConfig()
+    embeddings = weights["embeddings.weight"]
+    fine = embeddings.dtype is torch.float32
+    checks: list[Check] = []
+    network: HNet | NativeHNet
+    if library is None:
+        network = HNet(config, weights)
+        reference = read_by_reference(config, weights)
+        checks.append(check("torch path against the reference", reference, read_by(network), data, _loose(fine)))
+        exact = fine and embeddings.device.type == "cpu"
+    else:
+        # The weights are taken from the mapping as they are packed: each model gets a mapping of its own.
+        network = build_model(config, dict(weights), replace(engine_config, quantization=None), library)
+        reference = read_by_reference(config, weights, torch.float32)
+        tolerance = FLOAT32 if fine else FLOAT32_ACTIVATIONS
+        checks.append(check("native kernels against the reference", reference, read_by(network), data, tolerance))
+        twin = read_by(HNet(config, weights))
+        checks.append(check("native kernels against the torch path", twin, read_by(network), data, _loose(fine)))
+        if engine_config.quantization is not None:
+            name = f"{engine_config.quantization} against the reference"
+            network = build_model(config, dict(weights), engine_config, library)
+            checks.append(check(name, reference, read_by(network), data, INT8))
+        exact = True
+    times: list[tuple[int, float, float]] = []
+    tolerance = EXACT if exact else _loose(fine)
+    alone, stepped, crowd = read_by(network), read_by(network, bytewise, times), read_by(network, crowded)
+    checks.append(check("read whole against byte by byte", alone, stepped, data, tolerance))
+    checks.append(check("alone against in a crowd", alone, crowd, data, tolerance))
+    kernels, served_bytes = "torch", sum(tensor.nbytes for tensor in weights.values())
+    if isinstance(network, NativeHNet):
+        kernels, served_bytes = network.kernels, network.weight_bytes
+    return Findings(tuple(checks), _medians(times), kernels, served_bytes)
+
+
+def _loose(fine: bool) -> Tolerance:
+    return FLOAT32 if fine else BFLOAT16
+
+
+def read_by_reference(config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Reading:
+    """The oracle's reading, in arithmetic of `dtype` (the weights' own where None)."""
+    reference = Reference(config, weights, dtype)
+    device = weights["embeddings.weight"].device
+
+    def read(data: bytes) -> Trace:
+        output = reference.forward(torch.tensor(list(data), device=device))
+        offsets: list[int] = list(range(len(data)))
+        p, boundaries = [], []
+        for said, opens in zip(output.probabilities, output.boundaries, strict=True):
+            p.append(dict(zip(offsets, said.float().tolist(), strict=True)))
+            offsets = [offset for offset, opened in zip(offsets, opens.tolist(), strict=True) if opened]
+            boundaries.append(frozenset(offsets))
+        return Trace(output.logits.float().cpu(), tuple(p), tuple(boundaries))
+
+    return cache(read)
+
+
+# A text → rows, each the pieces it is fed, and which one of them has the text.
+Cut = Callable[[bytes], tuple[list[list[bytes]], int]]
+
+
+def whole(data: bytes) -> tuple[list[list[bytes]], int]:
+    """The text alone, in one piece."""
+    return [[data]], 0
+
+
+def bytewise(data: bytes) -> tuple[list[list[bytes]], int]:
+    """The text alone, byte by byte."""
+    return [_pieces(data, 1)], 0
+
+
+def crowded(data: bytes) -> tuple[list[list[bytes]], int]:
+    """The text in spans of 7, among rows of other texts and lengths that start and stop at other places."""
+    rows = []
     for neighbour in range(1, _CROWD):
         other = data[:1] + data[1 + neighbour * 5 :][: len(data) // 2 + neighbour]
-        crowd.append(_pieces(other, neighbour))
-    crowded, _ = trace_runtime(network, crowd)
-    # On a CPU in float32 every number of a row is a function of its bytes alone; elsewhere the bytes agree.
-    exact = network.device.type == "cpu" and network.dtype is torch.float32
-    coarse = network.dtype is not torch.float32
-    checks = (
-        check("runtime against the reference", trace_reference(config, weights, data), whole, coarse=coarse),
-        check("read whole against byte by byte", whole, steps, coarse=coarse, exact=exact),
-        check("alone against in a crowd", whole, crowded, coarse=coarse, exact=exact),
-    )
-    return checks, times
-
-
-def check(name: str, expected: Trace, found: Trace, *, coarse: bool, exact: bool = False) -> Check:
-    """Compares two traces of the same bytes: to the bit, or as close as float32 or (`coarse`) bfloat16 allows."""
-    apart = compare(expected, found)
-    if exact:
-        return Check(name, "the same bits", apart.bitwise, apart)
-    if not coarse:
-        demand = f"logits within {_FLOAT32_MAX:g}, no boundary flipped"
-        return Check(name, demand, apart.max_abs <= _FLOAT32_MAX and not any(apart.flips), apart)
-    demand = (
-        f"rms of logits within {_BFLOAT16_RMS:g}, same best byte at {_BFLOAT16_ARGMAX:.0%},"
-        f" at most {_BFLOAT16_FLIPS:.0%} of boundaries flipped"
-    )
-    few_flips = all(
-        flips <= max(1, _BFLOAT16_FLIPS * count) for flips, count in zip(apart.flips, apart.positions, strict=True)
-    )
-    close = apart.rms <= _BFLOAT16_RMS and apart.same_argmax >= _BFLOAT16_ARGMAX
-    return Check(name, demand, close and few_flips, apart)
-
-
-def compare(expected: Trace, found: Trace) -> Difference:
-    """How far apart two traces of the same bytes are; NaN where either has one."""
-    gap = found.logits - expected.logits
-    same = expected.logits.argmax(-1) == found.logits.argmax(-1)
-    return Difference(
-        max_abs=float(gap.abs().max()),
-        rms=float(gap.square().mean().sqrt()),
-        same_argmax=float(same.float().mean()),
-        flips=tuple(len(one ^ other) for one, other in zip(expected.boundaries, found.boundaries, strict=True)),
-        positions=tuple(len(positions) for positions in expected.positions),
-        bitwise=torch.equal(expected.logits, found.logits) and expected.boundaries == found.boundaries,
-    )
-
-
-def trace_reference(config: ModelConfig, weights: Mapping[str, Tensor], data: bytes) -> Trace:
-    """The oracle's trace of `data`."""
-    device = weights["embeddings.weight"].device
-    output = Reference(config, weights).forward(torch.tensor(list(data), device=device))
-    offsets = tuple(range(len(data)))
-    positions, boundaries = [], []
-    for opens in output.boundaries:
-        positions.append(offsets)
-        offsets = tuple(offset for offset, opened in zip(offsets, opens.tolist(), strict=True) if opened)
-        boundaries.append(frozenset(offsets))
-    return Trace(output.logits.float().cpu(), tuple(positions), tuple(boundaries))
-
-
-def trace_runtime(network: HNet, rows: Sequence[Sequence[bytes]]) -> tuple[Trace, tuple[StepTime, ...]]:
-    """The runtime's trace of row 0, run among the others: each row is the pieces it is fed, one a turn.
-
-    Also the times of the turns in which one row alone took one byte.
-    """
-    longest = max(sum(map(len, pieces)) for pieces in rows)
-    state = network.new_state(
-        num_rows=len(rows), kv_positions=len(rows) * pages_for(longest) * PAGE, max_positions=longest
-    )
-    numbers = range(1, len(rows) + 1)
-    for pool in state.page_pools:
-        for number in numbers:
-            pool.reserve(number, longest)
-    state.reset(list(numbers))
-    logits: list[Tensor] = []
-    positions: list[list[int]] = [[] for _ in range(network.config.num_routed_stages)]
-    boundaries: list[set[int]] = [set() for _ in positions]
-    times: dict[int, list[float]] = {}
-    for turn in range(max(map(len, rows))):
-        live = [(number, pieces[turn]) for number, pieces in zip(numbers, rows, strict=True) if turn < len(pieces)]
-        started = time.perf_counter()
-        forward = network.forward(state, [number for number, _ in live], [piece for _, piece in live])
-        found = network.logits(forward.hidden).cpu()
-        if len(live) == 1 and len(live[0][1]) == 1:
-            times.setdefault(len(forward.work) - 1, []).append(time.perf_counter() - started)
-        if live[0][0] == 1:
-            logits.append(found[forward.places(0).cpu()])
-        for stage, said in enumerate(forward.verdicts):
-            _note(said, positions[stage], boundaries[stage])
-    trace = Trace(
-        torch.cat(logits), tuple(tuple(offsets) for offsets in positions), tuple(frozenset(each) for each in boundaries)
-    )
-    return trace, tuple(StepTime(stage, len(seconds), median(seconds)) for stage, seconds in sorted(times.items()))
-
-
-def _note(said: Verdicts, positions: list[int], boundaries: set[int]) -> None:
-    """Keeps what a router said of row 1."""
-    ours = said.rows == 1
-    offsets = said.offsets[ours].tolist()
-    positions += offsets
-    boundaries.update(offset for offset, opens in zip(offsets, said.boundary[ours].tolist(), strict=True) if opens)
+        rows.append(_pieces(other, neighbour))
+    rows.insert(_WATCHED, _pieces(data, 7))
+    return rows, _WATCHED
 
 
 def _pieces(data: bytes, length: int) -> list[bytes]:
     return [data[at : at + length] for at in range(0, len(data), length)]
+
+
+def read_by(
+    network: HNet | NativeHNet, cut: Cut = whole, times: list[tuple[int, float, float]] | None = None
+) -> Reading:
+    """A runtime's reading of a text that is fed as `cut` says.
+
+    `times` gains, of every turn in which one row alone took one byte: the deepest stage that ran, the turn's seconds,
+    and the seconds of that stage itself.
+    """
+
+    def read(data: bytes) -> Trace:
+        rows, watched = cut(data)
+        longest = max(sum(map(len, pieces)) for pieces in rows)
+        state = network.new_state(
+            num_rows=len(rows), kv_positions=len(rows) * pages_for(longest) * PAGE, max_positions=longest
+        )
+        numbers = list(range(1, len(rows) + 1))
+        for pool in state.page_pools:
+            for number in numbers:
+                pool.reserve(number, longest)
+        state.reset(numbers)
+        logits: list[Tensor] = []
+        p: list[dict[int, float]] = [{} for _ in range(network.config.num_routed_stages)]
+        boundaries: list[set[int]] = [set() for _ in p]
+        for turn in range(max(map(len, rows))):
+            live = {number: pieces[turn] for number, pieces in zip(numbers, rows, strict=True) if turn < len(pieces)}
+            lengths = [len(piece) for piece in live.values()]
+            started = time.perf_counter()
+            result = network.run(state, list(live), list(live.values()), lengths)
+            found = torch.split(result.logits.cpu(), lengths)
+            if times is not None and lengths == [1]:
+                deepest = result.work[-1]
+                times.append((deepest.stage, time.perf_counter() - started, deepest.seconds))
+            logits += [each for number, each in zip(live, found, strict=True) if number == numbers[watched]]
+            for stage, said in enumerate(result.verdicts):
+                _note(said, numbers[watched], p[stage], boundaries[stage])
+        return Trace(torch.cat(logits), tuple(p), tuple(frozenset(each) for each in boundaries))
+
+    return cache(read)
+
+
+def _note(said: Verdicts, row: int, p: dict[int, float], boundaries: set[int]) -> None:
+    """Keeps what a router said of one row."""
+    ours = said.rows == row
+    offsets = said.offsets[ours].tolist()
+    p.update(zip(offsets, said.p[ours].tolist(), strict=True))
+    boundaries.update(offset for offset, opens in zip(offsets, said.boundary[ours].tolist(), strict=True) if opens)
+
+
+def _medians(times: Sequence[tuple[int, float, float]]) -> tuple[StepTime, ...]:
+    steps = []
+    for stage in sorted({stage for stage, _, _ in times}):
+        seconds, own = zip(*((whole, own) for deepest, whole, own in times if deepest == stage), strict=True)
+        steps.append(StepTime(stage, len(seconds), median(seconds), median(own)))
+    return tuple(steps)

@@ -5,10 +5,13 @@ The one place of the server that touches the runtime's tensors, and only by thei
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from server.engine_loop import Engine, Progress
+from server.engine_loop import Progress
 from server.settings import DType
+
+if TYPE_CHECKING:
+    from hnet_runtime import Engine
 
 
 def load_engine(
@@ -22,11 +25,10 @@ def load_engine(
     **engine_options: Any,
 ) -> Engine:
     """`Engine.from_pretrained` with those options of EngineConfig that are set."""
-    from hnet_runtime import Engine as Runtime
-    from hnet_runtime import EngineConfig
+    from hnet_runtime import Engine, EngineConfig
 
     chosen = {name: value for name, value in engine_options.items() if value is not None}
-    engine: Engine = Runtime.from_pretrained(
+    return Engine.from_pretrained(
         model,
         config=config,
         revision=revision,
@@ -35,4 +37,3 @@ def load_engine(
         engine_config=EngineConfig(**chosen),
         progress=progress,
     )
-    return engine

@@ -110,7 +110,8 @@ class EngineProcess:
 
     def _child_environment(self) -> dict[str, str]:
         """Ours, and a path on which the child finds this very package whatever directory it starts in."""
-        environment = {**os.environ, **self._environment}
+        # Threads of a library that wait by spinning would take the cores that answer HTTP.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **self._environment}
         paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
         return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 

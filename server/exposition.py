@@ -62,6 +62,7 @@ class _ServerCollector(Collector):
                 "model": self._service.model_name,
                 "device": info.device,
                 "dtype": info.dtype,
+                "kernels": info.kernels,
                 "stages": str(len(info.stages)),
                 "max_model_len": str(info.max_model_len),
                 "max_num_seqs": str(info.max_num_seqs),

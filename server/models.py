@@ -46,5 +46,6 @@ def _card(service: Service) -> dict[str, Any]:
             "embedding_parameters": info.embedding_parameters,
             "device": info.device,
             "dtype": info.dtype,
+            "kernels": info.kernels,
         },
     }

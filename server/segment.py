@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -13,6 +12,7 @@ from server import errors
 from server.completions import CLIENT_CLOSED_REQUEST, prompt_bytes, unless_disconnected
 from server.engine_client import OutputStream
 from server.schemas import SegmentRequest, ignored_header, parse
+from server.segmentation import segmentation
 from server.service import Service
 
 router = APIRouter()
@@ -54,30 +54,11 @@ async def segment(request: Request) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if output.finish_reason == "error":
         raise errors.ApiError(500, f"The engine could not segment the input: {output.error}", type="server_error")
-    stages = range(1, len(service.info.stages))
-    return JSONResponse(
-        {
-            "object": "segmentation",
-            "model": service.model_name,
-            "input_bytes": len(data),
-            "stages": [_stage(stage, output.chunks, len(data)) for stage in stages],
-            "usage": {"prompt_tokens": len(data), "completion_tokens": 0, "total_tokens": len(data)},
-        },
-        headers=ignored_header(unknown),
-    )
+    document = segmentation(service.model_name, output.chunks, len(data), len(service.info.stages))
+    return JSONResponse(document, headers=ignored_header(unknown))
 
 
 async def _whole(stream: OutputStream) -> messages.Output:
     await stream.until_ended()
     (output,) = await stream.take()
     return output
-
-
-def _stage(stage: int, chunks: tuple[messages.Chunk, ...], num_bytes: int) -> dict[str, Any]:
-    opened = sorted((chunk.start, chunk.p) for chunk in chunks if chunk.stage == stage)
-    return {
-        "stage": stage,
-        "boundaries": [start for start, _ in opened],
-        "probabilities": [p for _, p in opened],
-        "bytes_per_chunk": num_bytes / len(opened) if opened else None,
-    }

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16"]
+Kernels = Literal["auto", "native", "torch"]
+Quantization = Literal["int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 MIB = 1 << 20
 
@@ -24,6 +26,8 @@ class ServerSettings:
     port: int = 8000
     device: str = "auto"
     dtype: DType = "auto"
+    kernels: Kernels = "auto"
+    quantization: Quantization | None = None
     max_num_seqs: int | None = None
     max_model_len: int = 8192
     kv_memory: int | None = None  # bytes

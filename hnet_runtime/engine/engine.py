@@ -32,7 +32,7 @@ from hnet_runtime.engine.messages import (
     Usage,
 )
 from hnet_runtime.engine.runner import Runner
-from hnet_runtime.engine.sampler import Sampler
+from hnet_runtime.engine.sampler import NativeSampler, Sampler
 from hnet_runtime.engine.scheduler import Scheduler
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
@@ -127,7 +127,8 @@ class Engine:
         )
         scheduler = Scheduler(RowPool(num_rows), state.page_pools, config.prefill_bytes_per_tick)
         limits = Limits(config.max_model_len)
-        self._loop = EngineLoop(Runner(model, state), Sampler(model.device), scheduler, limits, num_rows)
+        sampler = NativeSampler(model.library) if isinstance(model, NativeHNet) else Sampler(model.device)
+        self._loop = EngineLoop(Runner(model, state), sampler, scheduler, limits, num_rows)
         self._scheduler = scheduler
         self._counter = 0
         self._mail: dict[str, list[Output]] = {}  # of `stream` and `generate`, until they take it
@@ -294,6 +295,7 @@ def build_model(
         library.calls,
         engine_config.threads or default_threads(config),
         quantized=engine_config.quantization == "int8",
+        isa=library.isa,
         override=override,
     )
 
@@ -371,6 +373,7 @@ def _info(model: HNet | NativeHNet, name: str, config: EngineConfig, num_rows: i
         model=name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        kernels=model.kernels if isinstance(model, NativeHNet) else "torch",
         max_model_len=config.max_model_len,
         max_num_seqs=num_rows,
         stages=stages,

@@ -136,24 +136,18 @@ class EngineLoop:
 
     def _sample(self, requests: list[LiveRequest], logits: Tensor) -> None:
         """Draws each request's next byte from logits [B, V]; a row whose logits are not finite ends, and no other."""
-        sound = torch.isfinite(logits).all(-1).tolist()
-        if not all(sound):
-            for request, is_sound in zip(requests, sound, strict=True):
-                if not is_sound:
-                    request.finish("error", error=_NOT_FINITE)
-            logits = logits[torch.tensor(sound, device=logits.device)]
-            requests = [request for request, is_sound in zip(requests, sound, strict=True) if is_sound]
-            if not requests:
-                return
         rows = [RowSampling(r.params, r.mask_row, _uniform(r)) for r in requests]
-        drawn = self._sampler.sample(logits, rows).tolist()
-        asked = [index for index, request in enumerate(requests) if request.params.logprobs is not None]
+        drawn = self._sampler.draw(logits, rows)
+        asked = [i for i, r in enumerate(requests) if r.params.logprobs is not None and drawn[i] is not None]
         logprobs: dict[int, ByteLogprobs] = {}
         if asked:
             tops = [requests[index].params.logprobs or 0 for index in asked]
-            entries = byte_logprobs(logits[asked], bytes(drawn[index] for index in asked), tops)
+            entries = byte_logprobs(logits[asked], bytes(drawn[index] or 0 for index in asked), tops)
             logprobs = dict(zip(asked, entries, strict=True))
         for index, (request, byte) in enumerate(zip(requests, drawn, strict=True)):
+            if byte is None:
+                request.finish("error", error=_NOT_FINITE)
+                continue
             before = len(request.output)
             request.append(byte, logprobs.get(index))
             self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none

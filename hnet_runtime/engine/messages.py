@@ -137,11 +137,15 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What an engine says of itself once, when it is ready to serve."""
+    """What an engine says of itself once, when it is ready to serve.
+
+    `kernels` is the code that runs the model: `torch`, or `native` with its instruction set and quantization.
+    """
 
     model: str
     device: str
     dtype: str
+    kernels: str
     max_model_len: int
     max_num_seqs: int
     stages: tuple[StageInfo, ...]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import ByteLogprobs, SamplingParams
+from hnet_runtime.ops.native import binding
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,19 @@ class Sampler:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._masks = torch.from_numpy(utf8.mask_table()).to(device)
+
+    def draw(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[int | None]:
+        """The next byte of each row: [B, V] fp32 → B bytes, None for a row whose logits are not all finite."""
+        sound = torch.isfinite(logits).all(-1).tolist()
+        if all(sound):
+            drawn: list[int | None] = self.sample(logits, rows).tolist()
+            return drawn
+        kept = [index for index, is_sound in enumerate(sound) if is_sound]
+        found: list[int | None] = [None] * len(rows)
+        if kept:
+            for index, byte in zip(kept, self.sample(logits[kept], [rows[i] for i in kept]).tolist(), strict=True):
+                found[index] = byte
+        return found
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, rows: Sequence[RowSampling]) -> Tensor:
@@ -72,6 +88,35 @@ class Sampler:
 
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device).unsqueeze(-1)
+
+
+class NativeSampler(Sampler):
+    """The same on a CPU in one call of the native library."""
+
+    def __init__(self, library: Any) -> None:
+        super().__init__(torch.device("cpu"))
+        self._call = library.hnet_sample
+        self._table = utf8.mask_table()
+        self._first_mask = self._table.ctypes.data
+
+    def draw(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[int | None]:
+        draws = (binding.Draw * len(rows))(
+            *(
+                binding.Draw(
+                    row.params.temperature,
+                    row.params.top_p,
+                    row.params.min_p,
+                    row.uniform,
+                    min(row.params.top_k, VOCAB_SIZE),
+                    self._first_mask + row.mask_row * VOCAB_SIZE,
+                )
+                for row in rows
+            )
+        )
+        drawn = np.empty(len(rows), dtype=np.int64)
+        logits = logits.contiguous()
+        self._call(len(rows), logits.data_ptr(), draws, drawn.ctypes.data)
+        return [None if byte < 0 else byte for byte in drawn.tolist()]
 
 
 @torch.inference_mode()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hnet_runtime.config import VOCAB_SIZE, LayerConfig, ModelConfig, StageConfig
+from hnet_runtime.config import VOCAB_SIZE, LayerConfig, ModelConfig, StageConfig, tensor_shapes
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.results import Result, StageWork, Verdicts
 from hnet_runtime.ops.native import binding
@@ -24,12 +24,16 @@ from hnet_runtime.ops.rotary import rotary_table
 from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState, StageState
 from hnet_runtime.state.rows import PagePool, RingSlots
 
+HEAD = "lm_head.weight"
+
 
 class NativeHNet:
     """The model on a CPU through `library`. Takes the tensors out of `weights` as it packs them.
 
+    packed: the packed tensors by name, to be kept in a cache; where they are given, no weights are needed.
     quantized: 8-bit weights and activations in the blocks' matrix products; the router, the residual and the head
         stay in the weights' dtype.
+    isa: the library's instruction set, for `kernels`: what runs the model, in words.
     """
 
     def __init__(
@@ -40,24 +44,30 @@ class NativeHNet:
         threads: int,
         quantized: bool = False,
         override: RouterOverride | None = None,
+        isa: str = "",
+        packed: dict[str, Tensor] | None = None,
     ) -> None:
         self.config, self.threads = config, threads
-        self.dtype, self.device = weights["embeddings.weight"].dtype, torch.device("cpu")
-        self._library, self._lanes = library, library.hnet_lanes()
+        self.device = torch.device("cpu")
+        self.library = library
+        self.packed = {} if packed is None else packed
         self._weights = weights
+        self._shapes = tensor_shapes(config)
         self._quantized, self._override = quantized, override
-        self._vectors: list[Tensor] = []  # memory that structs point at
-        self._matrices: list[PackedMatrix] = []
-        embeddings = weights["embeddings.weight"]
-        self._head = self._matrix(embeddings if config.tie_embeddings else weights.pop("lm_head.weight"))
-        self._embeddings = self._vector(weights.pop("embeddings.weight"))
+        self.kernels = " ".join(word for word in ("native", isa, "int8" if quantized else "") if word)
+        if config.tie_embeddings and HEAD not in self.packed:
+            weights[HEAD] = weights["embeddings.weight"]
+        self._shapes[HEAD] = self._shapes["embeddings.weight"]
+        self._head = self._matrix(HEAD)
+        self.dtype = self.packed[HEAD].dtype  # the head is never quantised
+        self._embeddings = self._vector("embeddings.weight")
         self._stages = [self._stage(stage) for stage in config.stages]
         self._forwards: weakref.WeakKeyDictionary[ModelState, _Session] = weakref.WeakKeyDictionary()
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed matrices."""
-        return sum(matrix.data.nbytes for matrix in self._matrices)
+        """Bytes of packed weights."""
+        return sum(tensor.nbytes for tensor in self.packed.values())
 
     def new_state(self, *, num_rows: int, kv_positions: int, max_positions: int) -> ModelState:
         return ModelState(
@@ -79,21 +89,23 @@ class NativeHNet:
 
     # ── structs over the packed weights ──────────────────────────────────────────────────────────
 
-    def _vector(self, tensor: Tensor) -> int:
-        kept = tensor.float().contiguous()
-        self._vectors.append(kept)
-        return kept.data_ptr()
+    def _vector(self, key: str, make: Callable[[Tensor], Tensor] = Tensor.float) -> int:
+        """Address of a tensor in fp32, as `make` has it."""
+        if key not in self.packed:
+            self.packed[key] = make(self._weights.pop(key)).contiguous()
+        return self.packed[key].data_ptr()
 
-    def _matrix(self, weight: Tensor, bias: Tensor | None = None, quantized: bool = False) -> binding.Matrix:
-        if quantized:
-            packed = quantize(weight, self._lanes)
-        else:
-            packed = pack(weight, self._lanes, None if bias is None else bias.float().contiguous())
-        self._matrices.append(packed)
-        return packed.struct()
-
-    def _take(self, key: str) -> Tensor:
-        return self._weights.pop(key)
+    def _matrix(self, key: str, quantized: bool = False) -> binding.Matrix:
+        packed = self.packed
+        if key not in packed:
+            weight = self._weights.pop(key)
+            matrix = quantize(weight, self.library) if quantized else pack(weight, self.library)
+            packed[key] = matrix.data
+            if matrix.scale is not None and matrix.sums is not None:
+                packed[f"{key}:scale"], packed[f"{key}:sums"] = matrix.scale, matrix.sums
+        outputs, inputs = self._shapes[key]
+        scale, sums = packed.get(f"{key}:scale"), packed.get(f"{key}:sums")
+        return PackedMatrix(outputs, inputs, packed[key], scale=scale, sums=sums).struct()
 
     def _stage(self, config: StageConfig) -> binding.Stage:
         stage = binding.Stage(d_model=config.d_model, d_outer=config.d_outer, d_mlp=config.d_mlp, window=-1)
@@ -104,20 +116,19 @@ class NativeHNet:
             stage.ssm_heads, stage.d_state = config.mamba2.num_heads, config.mamba2.d_state
             stage.d_conv = config.mamba2.d_conv
         if config.pad_width:
-            stage.pad = self._vector(self._take(f"{config.prefix}.pad_dimension"))
+            stage.pad = self._vector(f"{config.prefix}.pad_dimension")
         stage.encoder = self._stack(config, "main" if config.is_main else "encoder")
         if not config.is_main:
             stage.decoder = self._stack(config, "decoder")
             router = f"{config.prefix}.routing_module"
-            stage.q_proj = self._matrix(self._take(f"{router}.q_proj_layer.weight"))
-            stage.k_proj = self._matrix(self._take(f"{router}.k_proj_layer.weight"))
-            residual = f"{config.prefix}.residual_proj"
+            stage.q_proj = self._matrix(f"{router}.q_proj_layer.weight")
+            stage.k_proj = self._matrix(f"{router}.k_proj_layer.weight")
             if self._override is not None:
                 stage.override_rate = self._override.rate(config.index)
                 stage.override_key = (self._override.seed + (config.index << 56)) % 2**64
-            stage.residual = self._matrix(
-                self._take(f"{residual}.weight").float(), self._take(f"{residual}.bias").float()
-            )
+            residual = f"{config.prefix}.residual_proj"
+            stage.residual = self._matrix(f"{residual}.weight")
+            stage.residual.bias = self._vector(f"{residual}.bias")
         return stage
 
     def _stack(self, stage: StageConfig, name: str) -> binding.Stack:
@@ -125,23 +136,23 @@ class NativeHNet:
         layers = (binding.Layer * len(config.layers))()
         for index, layer in enumerate(config.layers):
             self._fill_layer(layers[index], f"{config.prefix}.layers.{index}", layer)
-        return binding.Stack(len(config.layers), layers, self._vector(self._take(f"{config.prefix}.rmsnorm.weight")))
+        return binding.Stack(len(config.layers), layers, self._vector(f"{config.prefix}.rmsnorm.weight"))
 
     def _fill_layer(self, struct: binding.Layer, prefix: str, layer: LayerConfig) -> None:
         def matrix(key: str) -> binding.Matrix:
-            return self._matrix(self._take(f"{prefix}.{key}"), quantized=self._quantized)
+            return self._matrix(f"{prefix}.{key}", quantized=self._quantized)
 
-        def vector(key: str) -> int:
-            return self._vector(self._take(f"{prefix}.{key}"))
+        def vector(key: str, make: Callable[[Tensor], Tensor] = Tensor.float) -> int:
+            return self._vector(f"{prefix}.{key}", make)
 
         struct.is_attention, struct.has_mlp = layer.mixer == "attention", layer.has_mlp
         struct.norm1 = vector("norm1.weight")
         struct.in_proj = matrix("mixer.Wqkv.weight" if layer.mixer == "attention" else "mixer.in_proj.weight")
         struct.out_proj = matrix("mixer.out_proj.weight")
         if layer.mixer == "mamba2":
-            struct.conv_weight = self._vector(self._take(f"{prefix}.mixer.conv1d.weight").squeeze(1).t())
+            struct.conv_weight = vector("mixer.conv1d.weight", lambda weight: weight.squeeze(1).t().float())
             struct.conv_bias, struct.dt_bias = vector("mixer.conv1d.bias"), vector("mixer.dt_bias")
-            struct.a = self._vector(-torch.exp(self._take(f"{prefix}.mixer.A_log").float()))
+            struct.a = vector("mixer.A_log", lambda a_log: -torch.exp(a_log.float()))
             struct.d, struct.ssm_norm = vector("mixer.D"), vector("mixer.norm.weight")
         if layer.has_mlp:
             struct.norm2 = vector("norm2.weight")
@@ -167,7 +178,7 @@ class _Session:
             bf16=model.dtype == torch.bfloat16,
         )
         self._keep += [stages, struct]
-        library = model._library
+        library = model.library
         handle = library.hnet_open(ctypes.byref(struct), model.threads)
         if not handle:
             raise MemoryError("the native forward could not be opened")

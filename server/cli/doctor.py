@@ -15,8 +15,9 @@ from server.cli.options import engine_options, option
 from server.cli.streams import write
 
 if TYPE_CHECKING:
-    from hnet_runtime.doctor import Diagnosis
-    from hnet_runtime.parity import Check, StepTime
+    from hnet_runtime.comparison import Check
+    from hnet_runtime.doctor import Diagnosis, InstructionSet, Operation
+    from hnet_runtime.parity import StepTime
 
 MIB = 2**20
 
@@ -26,9 +27,10 @@ MIB = 2**20
 @engine_options
 @option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
 def doctor(model: str | None, *, as_json: bool, **engine: Any) -> int:
-    """Report the machine, check the runtime against the reference on MODEL, and time its steps.
+    """Report the machine, and check and time the code that would serve MODEL.
 
-    The exit code is 1 if a check fails.
+    It is checked against the reference and, where it is native, against the torch path; a text read whole against byte
+    by byte, and alone against among others. The exit code is 1 if a check fails.
     """
     from hnet_runtime.doctor import examine
 
@@ -58,7 +60,10 @@ def report(diagnosis: Diagnosis) -> list[str]:
         ("packages", ", ".join(f"{name} {state}" for name, state in machine.packages.items())),
         ("model", f"{diagnosis.model}, {diagnosis.parameters / 1e6:.1f}M parameters, {diagnosis.dtype}"),
         ("weights", f"{weights / MIB:.1f} MiB: embeddings {diagnosis.embedding_bytes / MIB:.1f}, {stages}"),
-        ("serving", f"{diagnosis.path} path on {diagnosis.device}, {diagnosis.threads} thread(s)"),
+        ("", f"{diagnosis.served_bytes / MIB:.1f} MiB as they are served"),
+        ("native", "; ".join(map(_library, diagnosis.instruction_sets))),
+        ("serving", f"{diagnosis.kernels} on {diagnosis.device}, {diagnosis.threads} thread(s)"),
+        *_dispatch_lines(diagnosis.dispatch),
         ("loading", f"{diagnosis.load_seconds:.2f} s"),
         *_step_lines(diagnosis.steps),
         *(line for check in diagnosis.checks for line in _check_lines(check, diagnosis.checked_bytes)),
@@ -67,22 +72,42 @@ def report(diagnosis: Diagnosis) -> list[str]:
     return [f"{label:<10} {text}".rstrip() for label, text in lines]
 
 
+def _library(found: InstructionSet) -> str:
+    if not found.runnable:
+        return f"{found.name} cannot run: {found.reason}"
+    return f"{found.name} {'serves' if found.serves else 'runs'}" + (f" ({found.reason})" if found.reason else "")
+
+
+def _dispatch_lines(dispatch: tuple[Operation, ...]) -> list[tuple[str, str]]:
+    """Operations that the same code runs, in one line."""
+    together: dict[str, list[str]] = {}
+    for operation in dispatch:
+        together.setdefault(operation.code, []).append(operation.name)
+    lines = [f"{', '.join(names)}: {code}" for code, names in together.items()]
+    return [("" if index else "dispatch", line) for index, line in enumerate(lines)]
+
+
 def _step_lines(steps: tuple[StepTime, ...]) -> list[tuple[str, str]]:
     lines = []
     for index, step in enumerate(steps):
-        more = f", {1e3 * (step.seconds - steps[index - 1].seconds):+.2f}" if index else ""
         what = "stage 0 alone" if step.stage == 0 else f"down to stage {step.stage}"
-        lines.append(("" if index else "step", f"{what}: {1e3 * step.seconds:.2f} ms{more} (median of {step.count})"))
+        own = f"of which stage {step.stage} {1e3 * step.own_seconds:.2f}"
+        lines.append(("" if index else "step", f"{what}: {1e3 * step.seconds:.2f} ms, {own} (median of {step.count})"))
     return lines
 
 
 def _check_lines(check: Check, checked_bytes: int) -> list[tuple[str, str]]:
     apart = check.difference
+    bitwise = apart.bitwise and check.demand == "the same bits"
+    lines = [("check", f"{check.name}: {'ok' if check.passed else 'FAILED'} ({check.demand})")]
+    if bitwise:
+        return lines
     flips = ", ".join(f"{flips} of {count}" for flips, count in zip(apart.flips, apart.positions, strict=True))
-    figures = f"max |Δ logit| {apart.max_abs:.2g}, rms {apart.rms:.2g}, same best byte {apart.same_argmax:.1%}"
+    before, after = apart.bits_per_byte
     return [
-        ("check", f"{check.name}: {'ok' if check.passed else 'FAILED'} ({check.demand})"),
-        ("", f"{checked_bytes} bytes: {figures}" + (f", boundaries flipped {flips}" if flips else "")),
+        *lines,
+        ("", f"max |Δ logit| {apart.max_abs:.2g}, rms {apart.rms:.2g}, same best byte {apart.same_argmax:.1%},"),
+        ("", f"bits per byte {before:.4f} and {after:.4f}" + (f", boundaries flipped {flips}" if flips else "")),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 DEFAULT_MODEL_LEN = 8192
+PREFILL_AT_ONCE = 1024  # bytes; nobody else waits
 
 
 @contextmanager
@@ -36,31 +37,18 @@ def progress_bar(description: str) -> Iterator[Progress | None]:
         yield show
 
 
-def load_engine(
-    model: str | None,
-    *,
-    config: str | None,
-    revision: str | None,
-    device: str,
-    dtype: str,
-    threads: int | None,
-    max_model_len: int = DEFAULT_MODEL_LEN,
-) -> Engine:
-    """An engine of one row, for one text at a time of up to `max_model_len` bytes."""
-    from hnet_runtime import Engine, EngineConfig
+def load_engine(model: str | None, *, max_model_len: int = DEFAULT_MODEL_LEN, **options: Any) -> Engine:
+    """An engine of one row, for one text at a time of up to `max_model_len` bytes; `options` are `engine_options`."""
+    from server import engine_launch
 
     if max_model_len > DEFAULT_MODEL_LEN:
         click.echo(
             f"hnet: {max_model_len} bytes are more than the {DEFAULT_MODEL_LEN} that models are trained on", err=True
         )
-    settings = EngineConfig(max_num_seqs=1, max_model_len=max_model_len, prefill_bytes_per_tick=1024, threads=threads)
+    rows: dict[str, Any] = {
+        "max_num_seqs": 1,
+        "max_model_len": max_model_len,
+        "prefill_bytes_per_tick": PREFILL_AT_ONCE,
+    }
     with progress_bar(f"loading {model or 'the demo model'}") as progress:
-        return Engine.from_pretrained(
-            model,
-            config=config,
-            revision=revision,
-            device=device,
-            dtype=dtype,  # type: ignore[arg-type]  # a choice of the option, checked there
-            engine_config=settings,
-            progress=progress,
-        )
+        return engine_launch.load_engine(model=model, progress=progress, **rows, **options)

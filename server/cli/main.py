@@ -70,11 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error))
-    except ValueError as error:
-        if not isinstance(error, _mistakes()):
-            raise
-        return _fail(str(error))
-    except (MemoryError, RuntimeError) as error:
+    except (ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, _mistakes()):
+            return _fail(str(error))
         if not _is_out_of_memory(error):
             raise
         return _fail("not enough memory for this model; try --dtype bfloat16 or a smaller one")
@@ -86,14 +84,15 @@ def _fail(message: str, exit_code: int = 1) -> int:
     return exit_code
 
 
-def _mistakes() -> tuple[type[ValueError], ...]:
+def _mistakes() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the person at the terminal."""
     from hnet_runtime.checkpoint import CheckpointError
     from hnet_runtime.config import ConfigError
     from hnet_runtime.engine.engine import EngineError
     from hnet_runtime.engine.request import RequestError
+    from hnet_runtime.ops.native.binding import NativeError
 
-    return CheckpointError, ConfigError, EngineError, RequestError
+    return CheckpointError, ConfigError, EngineError, NativeError, RequestError
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -24,13 +24,46 @@ def checkpoint_options(command: _F) -> _F:
 
 
 def engine_options(command: _F) -> _F:
-    """How to find a model and how to run it: --config, --revision, --device, --dtype, --threads."""
+    """checkpoint_options, and how to run a model: named as `Engine.from_pretrained` and `EngineConfig` name them."""
     command = option("--threads", type=click.IntRange(1), help="CPU threads.")(command)
+    command = option(
+        "--quantization",
+        type=click.Choice(["int8"]),
+        help="int8: 8-bit weights and activations in matrix products; needs native kernels.",
+    )(command)
+    command = option(
+        "--kernels",
+        type=click.Choice(["auto", "native", "torch"]),
+        default="auto",
+        help="Code that runs the model; auto is native kernels on a CPU where they are built, else torch.",
+    )(command)
     command = option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16"]),
         default="auto",
-        help="Arithmetic; auto is float32 for small models on a CPU, else bfloat16.",
+        help="Weights' dtype; auto is float32 for small models on a CPU, else bfloat16.",
     )(command)
     command = option("--device", default="auto", help="auto, cpu or cuda.")(command)
     return checkpoint_options(command)
+
+
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes: `4194304`, `512M`, `1.5GiB`. Powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().lower().removesuffix("ib").removesuffix("b")
+        number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS and text[-1:] else (text, "")
+        try:
+            size = int(float(number) * UNITS[unit])
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a number of bytes such as 4194304, 512M or 2G", param, ctx)
+        if size < 1:
+            self.fail(f"{value!r} must be at least 1 byte", param, ctx)
+        return size

@@ -14,6 +14,7 @@ from server.cli.loading import load_engine
 from server.cli.options import engine_options, option
 from server.cli.painter import ChunkPainter
 from server.cli.streams import STANDARD_INPUT, harmless, read_bytes, wants_colour, write
+from server.segmentation import segmentation
 
 
 @click.command("segment")
@@ -33,20 +34,13 @@ def segment(arguments: tuple[str, ...], *, as_json: bool, **engine: Any) -> None
     (completion,) = loaded.generate([data], params)
     if completion.finish_reason == "error":
         raise click.ClickException(completion.error or "the engine gave up")
-    stages = range(1, len(loaded.info.stages))
+    num_stages = len(loaded.info.stages)
     if as_json:
-        document = {
-            "object": "segmentation",
-            "model": loaded.info.model,
-            "input_bytes": len(data),
-            "stages": [stage_report(stage, completion.chunks, len(data)) for stage in stages],
-            "usage": {"prompt_tokens": len(data), "completion_tokens": 0, "total_tokens": len(data)},
-        }
-        write(json.dumps(document) + "\n")
+        write(json.dumps(segmentation(loaded.info.model, completion.chunks, len(data), num_stages)) + "\n")
         return
-    if not stages:
+    if num_stages == 1:
         raise click.ClickException(f"{loaded.info.model}: has a main network alone, which cuts nothing into chunks")
-    write("\n".join(_shown(stage, completion.chunks, data) for stage in stages))
+    write("\n".join(_shown(stage, completion.chunks, data) for stage in range(1, num_stages)))
 
 
 def model_and_file(arguments: tuple[str, ...]) -> tuple[str | None, str]:
@@ -66,17 +60,6 @@ def model_and_file(arguments: tuple[str, ...]) -> tuple[str | None, str]:
     if is_text or not is_model_name(argument):
         return default, argument
     return argument, STANDARD_INPUT
-
-
-def stage_report(stage: int, chunks: tuple[Chunk, ...], num_bytes: int) -> dict[str, Any]:
-    """One stage in the shape of POST /v1/segment: byte offsets count from BOS, which is 0."""
-    opened = [(chunk.start, chunk.p) for chunk in chunks if chunk.stage == stage]
-    return {
-        "stage": stage,
-        "boundaries": [start for start, _ in opened],
-        "probabilities": [p for _, p in opened],
-        "bytes_per_chunk": num_bytes / len(opened) if opened else None,
-    }
 
 
 def _shown(stage: int, chunks: tuple[Chunk, ...], data: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from server.cli.options import engine_options, option
+from server.cli.options import Bytes, engine_options, option
 from server.engine_loop import EngineLaunch
 from server.service import Service
 from server.serving import Server
@@ -17,31 +17,9 @@ from server.settings import MIB, ServerSettings
 
 ENGINE_FACTORY = "server.engine_launch:load_engine"
 ENGINE_OPTIONS = (
-    *("model", "config", "revision", "device", "dtype"),
-    *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "threads"),
+    *("model", "config", "revision", "device", "dtype", "kernels", "quantization", "threads"),
+    *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick"),
 )
-
-
-UNITS = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30, "t": 1 << 40}
-
-
-class Bytes(click.ParamType[int]):
-    """A number of bytes: `4194304`, `512M`, `1.5GiB`. Powers of 1024."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = value.strip().lower().removesuffix("ib").removesuffix("b")
-        number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS and text[-1:] else (text, "")
-        try:
-            size = int(float(number) * UNITS[unit])
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a number of bytes such as 4194304, 512M or 2G", param, ctx)
-        if size < 1:
-            self.fail(f"{value!r} must be at least 1 byte", param, ctx)
-        return size
 
 
 @click.command("serve")
@@ -99,7 +77,7 @@ def _welcome(url: str, service: Service) -> str:
     body = '{"prompt": "Once upon a time", "max_tokens": 64}'
     key = ' -H "Authorization: Bearer $HNET_API_KEY"' if service.settings.api_key else ""
     return (
-        f"hnet serve: {service.model_name} ({info.dtype} on {info.device}) is ready at {url}\n"
+        f"hnet serve: {service.model_name} ({info.dtype} on {info.device}, {info.kernels}) is ready at {url}\n"
         f"  try: curl {url}/v1/completions{key} -d {shlex.quote(body)}"
     )
 

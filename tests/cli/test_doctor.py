@@ -9,40 +9,57 @@ import pytest
 import torch
 
 from hnet_runtime import machine, parity
-from hnet_runtime.checkpoint import load_weights, locate
+from hnet_runtime.comparison import Reading, Trace, check, compare
 from hnet_runtime.doctor import TEXT, examine
 from hnet_runtime.model.hierarchy import HNet
-from hnet_runtime.parity import Trace, check, compare, trace_reference, trace_runtime
+from hnet_runtime.model.native import NativeHNet
+from hnet_runtime.ops.native.library import open_library
+from hnet_runtime.parity import read_by, read_by_reference
 
 DATA = b"\xfe" + TEXT[:60]
+NATIVE = pytest.mark.skipif(open_library() is None, reason="no native library is built here")
 
 
-def test_runtime_is_found_right_on_every_golden_model(golden):
-    diagnosis = examine(golden.path)
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("native", marks=NATIVE)])
+def test_runtime_is_found_right_on_every_golden_model(golden, kernels):
+    diagnosis = examine(golden.path, kernels=kernels)
     assert diagnosis.passed
-    assert [each.passed for each in diagnosis.checks] == [True, True, True]
-    reference, spans, crowd = diagnosis.checks
+    assert diagnosis.kernels.startswith(kernels)
+    reference, *_, spans, crowd = diagnosis.checks
+    assert len(diagnosis.checks) == (3 if kernels == "torch" else 4)
     assert not any(reference.difference.flips)
     assert spans.difference.bitwise
     assert crowd.difference.bitwise
     assert len(reference.difference.positions) == golden.config.num_routed_stages
     assert diagnosis.embedding_bytes + sum(diagnosis.stage_bytes) == 4 * golden.config.num_parameters
+    assert diagnosis.served_bytes >= 4 * golden.config.num_parameters
     assert {step.stage for step in diagnosis.steps} == set(range(len(golden.config.stages)))
     assert sum(step.count for step in diagnosis.steps) == diagnosis.checked_bytes
 
 
-def test_bfloat16_is_held_to_its_own_measure(golden_case):
-    diagnosis = examine(golden_case("b_2stage").path, dtype="bfloat16")
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("native", marks=NATIVE)])
+def test_bfloat16_is_held_to_its_own_measure(golden_case, kernels):
+    diagnosis = examine(golden_case("b_2stage").path, dtype="bfloat16", kernels=kernels)
     assert diagnosis.dtype == "bfloat16"
     assert diagnosis.passed
     assert diagnosis.checks[0].difference.max_abs > 1e-3
     assert "rms" in diagnosis.checks[0].demand
 
 
+@NATIVE
+def test_int8_is_checked_beside_what_it_was_made_of(golden_case):
+    diagnosis = examine(golden_case("b_2stage").path, quantization="int8")
+    assert diagnosis.passed
+    assert diagnosis.kernels.endswith("int8")
+    (quantized,) = (each for each in diagnosis.checks if each.name.startswith("int8"))
+    assert 1e-3 < quantized.difference.rms < 1.0
+    assert diagnosis.served_bytes < sum(diagnosis.stage_bytes)
+
+
 def test_report_says_what_runs_and_that_it_is_right(hnet):
-    result = hnet("doctor")
+    result = hnet("doctor", "--kernels", "torch")
     assert (result.code, result.errors) == (0, "")
-    for said in ("PyTorch", "processor", "demo, 4.0M parameters, float32", "torch path on cpu", "stage 0 alone"):
+    for said in ("PyTorch", "processor", "demo, 4.0M parameters, float32", "torch on cpu", "stage 0 alone", "sampler"):
         assert said in result.text
     assert result.text.count(": ok (") == 3
     assert "the runtime is right here" in result.text
@@ -56,83 +73,100 @@ def test_json_holds_every_figure(hnet, golden_case):
     assert len(document["stage_bytes"]) == 3
     assert document["checks"][0]["difference"]["max_abs"] < 1e-3
     assert all(step["seconds"] > 0 for step in document["steps"])
+    assert {each["name"] for each in document["instruction_sets"]} == {"amx", "avx512", "avx2", "portable"}
+    assert {"router", "EMA", "sampler"} <= {each["name"] for each in document["dispatch"]}
 
 
-@pytest.fixture
-def broken(monkeypatch):
-    """A runtime whose logits are all a little too high."""
+def test_wrong_runtime_is_found_out_and_fails(hnet, golden_case, monkeypatch):
     honest = HNet.logits
-
-    def dishonest(self, hidden):
-        return honest(self, hidden) + 0.01
-
-    monkeypatch.setattr(HNet, "logits", dishonest)
-
-
-@pytest.mark.usefixtures("broken")
-def test_wrong_runtime_is_found_out_and_fails(hnet, golden_case):
-    result = hnet("doctor", golden_case("a_1stage").path)
+    monkeypatch.setattr(HNet, "logits", lambda self, hidden: honest(self, hidden) + 0.01)
+    result = hnet("doctor", golden_case("a_1stage").path, "--kernels", "torch")
     assert result.code == 1
     assert result.text.count("FAILED") == 1
-    assert "runtime against the reference: FAILED" in result.text
+    assert "torch path against the reference: FAILED" in result.text
     assert "NOT right" in result.text
+
+
+@NATIVE
+def test_native_kernels_that_are_wrong_are_found_out(golden_case, monkeypatch):
+    honest = NativeHNet.run
+
+    def dishonest(self, state, rows, pieces, num_logits):
+        result = honest(self, state, rows, pieces, num_logits)
+        return replace(result, logits=result.logits + 0.01)
+
+    monkeypatch.setattr(NativeHNet, "run", dishonest)
+    checks = examine(golden_case("a_1stage").path, kernels="native").checks
+    assert [each.passed for each in checks] == [False, False, True, True]
 
 
 def test_runtime_that_depends_on_the_crowd_is_found_out(monkeypatch, golden_case):
     honest = HNet.logits
     monkeypatch.setattr(HNet, "logits", lambda self, hidden: honest(self, hidden) + 1e-6 * (8 < len(hidden) < 60))
     case = golden_case("a_1stage")
-    checks, _ = parity.check_runtime(case.config, case.weights, DATA)
-    assert [each.passed for each in checks] == [True, True, False]
+    findings = parity.check_runtime(case.config, case.weights, DATA)
+    assert [each.passed for each in findings.checks] == [True, True, False]
 
 
-def test_weights_that_are_not_numbers_fail_the_checks(hnet, golden_case, tmp_path):
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_weights_that_are_not_numbers_fail_the_checks(hnet, golden_case, tmp_path, kernels):
     case = golden_case("e_iso_T2")
     weights = dict(case.weights)
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], float("nan"))
     torch.save(weights, tmp_path / "model.pt")
     (tmp_path / "config.json").write_bytes((case.path / "config.json").read_bytes())
-    result = hnet("doctor", tmp_path, "--json")
+    result = hnet("doctor", tmp_path, "--json", "--kernels", kernels)
     assert result.code == 1
     document = json.loads(result.text)
     assert document["checks"][0]["difference"]["max_abs"] is None
-    assert [each["passed"] for each in document["checks"]] == [False, False, False]
+    assert not any(each["passed"] for each in document["checks"])
 
 
-def _traces(case) -> tuple[Trace, Trace]:
-    source = locate(case.path)
-    weights = load_weights(source, dtype=torch.float32)
-    reference = trace_reference(source.config, weights, DATA)
-    runtime, _ = trace_runtime(HNet(source.config, weights), [[DATA]])
-    return reference, runtime
+@pytest.fixture
+def readings(golden_case) -> tuple[Reading, Reading]:
+    """The reference's and the torch path's reading of a two-stage model."""
+    case = golden_case("b_2stage")
+    return read_by_reference(case.config, case.weights), read_by(HNet(case.config, case.weights))
 
 
-def test_traces_agree_on_positions_and_boundaries(golden_case):
-    reference, runtime = _traces(golden_case("b_2stage"))
-    assert runtime.positions == reference.positions
+def test_readings_agree_on_positions_and_boundaries(readings):
+    reference, runtime = (reading(DATA) for reading in readings)
     assert runtime.boundaries == reference.boundaries
-    assert reference.positions[0] == tuple(range(len(DATA)))
-    assert set(reference.positions[1]) == reference.boundaries[0]
+    assert [list(p) for p in runtime.p] == [list(p) for p in reference.p]
+    assert list(reference.p[0]) == list(range(len(DATA)))
+    assert set(reference.p[1]) == reference.boundaries[0]
 
 
-def test_flipped_boundaries_are_counted(golden_case):
-    reference, _ = _traces(golden_case("b_2stage"))
-    outer, inner = reference.boundaries
-    missing = next(iter(outer - inner))
-    flipped = replace(reference, boundaries=(outer - {missing}, inner))
-    assert compare(reference, flipped).flips == (1, 0)
-    assert not check("x", reference, flipped, coarse=False).passed
-    assert check("x", reference, flipped, coarse=True).passed  # one in sixty may flip in bfloat16
-    many = replace(reference, boundaries=(outer - set(sorted(outer)[1:4]), inner))
-    assert not check("x", reference, many, coarse=True).passed
+def test_a_flipped_boundary_is_counted_and_the_rest_is_read_anew(readings):
+    reference, _ = readings
+    missing = sorted(reference(DATA).boundaries[0])[3]
+
+    def flipped(data: bytes) -> Trace:
+        trace = reference(data)
+        outer, inner = trace.boundaries
+        gone = {missing} if data == DATA else set()
+        return replace(trace, boundaries=(outer - gone, inner - gone))
+
+    difference = compare(reference, flipped, DATA)
+    assert difference.flips == (1, 0)
+    # All but the byte they disagree about; BOS counts twice, for the rest begins with it as well.
+    assert difference.compared == len(DATA)
+    assert not difference.bitwise
+    assert not check("x", reference, flipped, DATA, parity.FLOAT32).passed
+    assert check("x", reference, flipped, DATA, parity.BFLOAT16).passed
 
 
-def test_logits_too_far_apart_fail_in_either_measure(golden_case):
-    reference, _ = _traces(golden_case("a_1stage"))
-    for shift, fine, coarse in ((1e-4, True, True), (0.1, False, True), (1.0, False, False)):
-        shifted = replace(reference, logits=reference.logits + shift)
-        assert check("x", reference, shifted, coarse=False).passed is fine
-        assert check("x", reference, shifted, coarse=True).passed is coarse
+@pytest.mark.parametrize(("shift", "fine", "coarse"), [(1e-4, True, True), (0.1, False, True), (1.0, False, False)])
+def test_logits_too_far_apart_fail_in_either_measure(readings, shift, fine, coarse):
+    reference, _ = readings
+
+    def shifted(data: bytes) -> Trace:
+        trace = reference(data)
+        return replace(trace, logits=trace.logits + shift)
+
+    assert check("x", reference, shifted, DATA, parity.FLOAT32).passed is fine
+    assert check("x", reference, shifted, DATA, parity.BFLOAT16).passed is coarse
+    assert not check("x", reference, shifted, DATA, parity.EXACT).passed
 
 
 def test_machine_is_described_in_plain_values(monkeypatch):

@@ -14,7 +14,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, utf8="r
 
 def bound_ticks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that lost its last Output would tick for ever."""
-    tick, count = engine.tick, 0
+    tick, count = engine._loop.tick, 0
 
     def bounded():
         nonlocal count
@@ -22,7 +22,7 @@ def bound_ticks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         assert count < 200, "a stream waits for what will never come"
         return tick()
 
-    monkeypatch.setattr(engine, "tick", bounded)
+    monkeypatch.setattr(engine._loop, "tick", bounded)
 
 
 @pytest.fixture

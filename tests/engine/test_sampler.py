@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import SamplingParams
 from hnet_runtime.engine.request import RandomStream
-from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
+from hnet_runtime.engine.sampler import NativeSampler, RowSampling, Sampler, byte_logprobs
+from hnet_runtime.ops.native.library import open_library
 
-SAMPLER = Sampler(torch.device("cpu"))
 RAW = utf8.ANY_BYTE
 LAST_BELOW_ONE = 1.0 - 2.0**-53
 MASK_ROWS = [RAW, utf8.mask_row(utf8.START, 4, True), utf8.mask_row(utf8.START, 1, False), utf8.mask_row(3, 4, False)]
@@ -27,8 +27,20 @@ def row(uniform: float = 0.5, mask_row: int = RAW, **params) -> RowSampling:
     return RowSampling(SamplingParams(**params), mask_row, uniform)
 
 
-def draw(logits: torch.Tensor, *rows: RowSampling) -> list[int]:
-    return SAMPLER.sample(logits.view(len(rows), 256), rows).tolist()
+@pytest.fixture(params=["torch", "native"], scope="module")
+def draw(request):
+    """`draw(logits [B, 256], *rows) → B bytes`, on either path."""
+    sampler = Sampler(torch.device("cpu"))
+    if request.param == "native":
+        library = open_library()
+        if library is None:
+            pytest.skip("no native library is built here")
+        sampler = NativeSampler(library.calls)
+
+    def drawn(logits: torch.Tensor, *rows: RowSampling) -> list[int | None]:
+        return sampler.draw(logits.reshape(len(rows), 256), rows)
+
+    return drawn
 
 
 def naive_weights(logits: torch.Tensor, wanted: RowSampling) -> np.ndarray:
@@ -61,7 +73,7 @@ PARAMS = st.builds(
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(PARAMS, st.sampled_from(MASK_ROWS), st.floats(0, LAST_BELOW_ONE), st.integers(0, 50))
-def test_a_drawn_byte_is_the_inverse_of_the_cut_distributions_cumulative_sum(params, mask_row, uniform, seed):
+def test_a_drawn_byte_is_the_inverse_of_the_cut_distributions_cumulative_sum(draw, params, mask_row, uniform, seed):
     wanted, logits = row(uniform, mask_row, **params), noise(1, seed)[0]
     weights = naive_weights(logits, wanted)
     cumulative = weights.cumsum() / weights.sum()
@@ -70,7 +82,7 @@ def test_a_drawn_byte_is_the_inverse_of_the_cut_distributions_cumulative_sum(par
     assert draw(logits, wanted) == [expected]
 
 
-def test_which_bytes_can_come_at_all_is_what_the_cuts_leave():
+def test_which_bytes_can_come_at_all_is_what_the_cuts_leave(draw):
     grid = np.linspace(0, LAST_BELOW_ONE, 4001)
     for seed, params in enumerate(
         [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 9, "top_p": 0.7, "min_p": 0.05, "temperature": 1.5}]
@@ -86,7 +98,7 @@ def test_which_bytes_can_come_at_all_is_what_the_cuts_leave():
 # ── one row, one truth ────────────────────────────────────────────────────────────────────────
 
 
-def test_a_row_draws_the_same_byte_alone_and_in_a_crowd():
+def test_a_row_draws_the_same_byte_alone_and_in_a_crowd(draw):
     generator = np.random.default_rng(1)
     count = 200
     logits = noise(count, 9)
@@ -107,7 +119,7 @@ def test_a_row_draws_the_same_byte_alone_and_in_a_crowd():
     assert draw(logits[order], *(rows[i] for i in order)) == [alone[i] for i in order]
 
 
-def test_the_cut_of_another_row_changes_nothing():
+def test_the_cut_of_another_row_changes_nothing(draw):
     logits = noise(2)
     for uniform in np.linspace(0, LAST_BELOW_ONE, 97):
         plain = row(float(uniform), temperature=1.3)
@@ -119,7 +131,7 @@ def test_the_cut_of_another_row_changes_nothing():
 # ── greedy ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_greedy_takes_the_largest_and_ties_go_to_the_lowest_byte():
+def test_greedy_takes_the_largest_and_ties_go_to_the_lowest_byte(draw):
     logits = torch.zeros(1, 256)
     logits[0, [200, 17, 90]] = 4.0
     for beside in ([], [row(0.5)]):
@@ -128,7 +140,7 @@ def test_greedy_takes_the_largest_and_ties_go_to_the_lowest_byte():
     assert draw(torch.zeros(1, 256), row(temperature=0.0)) == [0]
 
 
-def test_greedy_passes_over_what_the_mask_forbids():
+def test_greedy_passes_over_what_the_mask_forbids(draw):
     logits = torch.zeros(1, 256)
     logits[0, 0xFF], logits[0, 0xC3], logits[0, 65] = 9.0, 8.0, 7.0
     assert draw(logits, row(0.0, utf8.mask_row(utf8.START, 1, False), temperature=0.0)) == [65]
@@ -137,13 +149,13 @@ def test_greedy_passes_over_what_the_mask_forbids():
 
 
 @pytest.mark.parametrize("params", [{"top_k": 1}, {"top_p": 1e-300}, {"min_p": 1.0}, {"temperature": 1e-6}])
-def test_the_sharpest_cut_is_greedy(params):
+def test_the_sharpest_cut_is_greedy(draw, params):
     logits = noise(20, 3)
     for uniform in (0.0, 0.4, LAST_BELOW_ONE):
         assert draw(logits, *[row(uniform, **params)] * 20) == logits.argmax(-1).tolist()
 
 
-def test_top_k_of_equals_keeps_the_lowest_bytes():
+def test_top_k_of_equals_keeps_the_lowest_bytes(draw):
     logits = torch.zeros(1, 256)
     grid = np.linspace(0, LAST_BELOW_ONE, 300)
     found = {draw(logits, row(float(uniform), top_k=3))[0] for uniform in grid}
@@ -151,12 +163,22 @@ def test_top_k_of_equals_keeps_the_lowest_bytes():
     assert {draw(logits, row(float(uniform), min_p=1.0))[0] for uniform in grid} == set(range(256))
 
 
+@pytest.mark.parametrize(("top_p", "count"), [(1e-9, 1), (0.125, 1), (0.126, 2), (0.5, 4), (0.51, 5), (0.999, 8)])
+def test_top_p_keeps_the_fewest_bytes_that_reach_it(draw, top_p, count):
+    """Eight bytes of one eighth each, so that sums are exact."""
+    logits = torch.full((1, 256), -1e4)
+    logits[0, 10:18] = 1.0
+    grid = np.linspace(0, LAST_BELOW_ONE, 200)
+    found = {draw(logits, row(float(uniform), top_p=top_p))[0] for uniform in grid}
+    assert found == set(range(10, 10 + count))
+
+
 # ── extremes ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30, 1e-3])
 @pytest.mark.parametrize("mask_row", MASK_ROWS)
-def test_a_temperature_near_zero_is_greedy_and_no_overflow(temperature, mask_row):
+def test_a_temperature_near_zero_is_greedy_and_no_overflow(draw, temperature, mask_row):
     logits = noise(8, 4)
     for uniform in (1e-15, 0.5, LAST_BELOW_ONE):
         greedy = draw(logits, *[row(uniform, mask_row, temperature=0.0)] * 8)
@@ -164,7 +186,7 @@ def test_a_temperature_near_zero_is_greedy_and_no_overflow(temperature, mask_row
 
 
 @pytest.mark.parametrize("temperature", [1e6, 1e300, 1.7e308])
-def test_a_huge_temperature_draws_evenly_from_what_is_allowed(temperature):
+def test_a_huge_temperature_draws_evenly_from_what_is_allowed(draw, temperature):
     logits, mask_row = noise(1, 5)[0], utf8.mask_row(utf8.START, 1, False)
     grid = (np.arange(128 * 4) + 0.5) / (128 * 4)
     rows = [row(float(uniform), mask_row, temperature=temperature) for uniform in grid]
@@ -172,14 +194,14 @@ def test_a_huge_temperature_draws_evenly_from_what_is_allowed(temperature):
 
 
 @pytest.mark.parametrize("top_k", [256, 257, 10**6, 2**63, 2**80])
-def test_a_top_k_beyond_all_bytes_cuts_nothing(top_k):
+def test_a_top_k_beyond_all_bytes_cuts_nothing(draw, top_k):
     logits = noise(1, 6)
     for uniform in np.linspace(0, LAST_BELOW_ONE, 50):
         assert draw(logits, row(float(uniform), top_k=top_k)) == draw(logits, row(float(uniform)))
 
 
 @pytest.mark.parametrize("uniform", [0.0, 5e-324, 0.5, LAST_BELOW_ONE])
-def test_a_byte_of_no_probability_never_comes(uniform):
+def test_a_byte_of_no_probability_never_comes(draw, uniform):
     logits = torch.full((1, 256), -1e4)
     logits[0, [3, 250]] = 0.0
     assert draw(logits, row(uniform, temperature=1.0))[0] in (3, 250)
@@ -189,7 +211,7 @@ def test_a_byte_of_no_probability_never_comes(uniform):
 
 @pytest.mark.parametrize("uniform", [0.0, 0.1, 0.9, LAST_BELOW_ONE])
 @pytest.mark.parametrize("temperature", [0.0, 1e-310, 1.0, 1e308])
-def test_the_mask_is_respected_always(uniform, temperature):
+def test_the_mask_is_respected_always(draw, uniform, temperature):
     table = utf8.mask_table()
     count = len(table)
     for cuts in ({}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"top_k": 300, "top_p": 0.999, "min_p": 1e-9}):
@@ -204,7 +226,7 @@ def test_the_mask_is_respected_always(uniform, temperature):
 @pytest.mark.parametrize(
     "params", [{}, {"temperature": 0.6}, {"temperature": 2.0, "top_k": 12}, {"top_p": 0.8}, {"min_p": 0.05}]
 )
-def test_bytes_come_as_often_as_their_probability_says(params):
+def test_bytes_come_as_often_as_their_probability_says(draw, params):
     logits, stream, draws = noise(1, 8, scale=2.0)[0], RandomStream(11, 0), 20_000
     rows = [row(stream[index], **params) for index in range(draws)]
     counts = np.bincount(draw(logits.expand(draws, 256), *rows), minlength=256)

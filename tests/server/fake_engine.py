@@ -84,6 +84,7 @@ class FakeEngine:
             model="fake",
             device="cpu",
             dtype="float32",
+            kernels="torch",
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             stages=stages,

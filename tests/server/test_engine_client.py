@@ -27,6 +27,7 @@ INFO = EngineInfo(
     model="m",
     device="cpu",
     dtype="float32",
+    kernels="torch",
     max_model_len=10,
     max_num_seqs=2,
     stages=(),

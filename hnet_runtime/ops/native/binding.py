@@ -111,6 +111,19 @@ class Model(Structure):
     )
 
 
+class Draw(Structure):
+    """How one row's next byte is drawn; `allowed`: [256] bytes, 0 where a byte may not come."""
+
+    _fields_ = (
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("uniform", c_double),
+        ("top_k", c_int64),
+        ("allowed", c_void_p),
+    )
+
+
 class StageReport(Structure):
     """What a forward says of one stage: positions run, seconds, and for each position row, byte offset, p, boundary."""
 
@@ -135,12 +148,39 @@ def load(path: Path) -> Any:
     if found() != INTERFACE:
         raise NativeError(f"{path}: built for interface {found()}, not {INTERFACE}; build the package again")
     library.hnet_lanes.restype = c_int64
+    library.hnet_usable.restype = c_int64
+    library.hnet_word_multiple.restype = c_int64
+    library.hnet_word_multiple.argtypes = (c_int64,)
     library.hnet_open.restype = c_void_p
     library.hnet_open.argtypes = (POINTER(Model), c_int64)
     library.hnet_close.restype = None
     library.hnet_close.argtypes = (c_void_p,)
     library.hnet_forward.restype = c_int64
     library.hnet_forward.argtypes = (c_void_p, c_int64, *(c_void_p,) * 5, POINTER(StageReport))
+    library.hnet_sample.restype = None
+    library.hnet_sample.argtypes = (c_int64, c_void_p, POINTER(Draw), c_void_p)
     library.hnet_product.restype = None
     library.hnet_product.argtypes = (POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64)
+    return library
+
+
+def single_ops(library: Any) -> Any:
+    """Declares the calls of twins.h, which hold the library's ops one by one against their torch twins."""
+    calls: dict[str, tuple[Any, ...]] = {
+        "hnet_exp": (c_void_p, c_int64, c_void_p),
+        "hnet_silu": (c_void_p, c_int64, c_void_p),
+        "hnet_softplus": (c_void_p, c_int64, c_void_p),
+        "hnet_to_bf16": (c_void_p, c_int64, c_void_p),
+        "hnet_from_bf16": (c_void_p, c_int64, c_void_p),
+        "hnet_rms_norm": (c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+        "hnet_gated_rms_norm": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+        "hnet_causal_conv": (c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p),
+        "hnet_selective_scan": (*(c_void_p,) * 6, c_int64, c_int64, c_int64, c_void_p, c_void_p),
+        "hnet_rotate": (c_void_p, c_void_p, c_void_p, c_int64),
+        "hnet_attend": (c_void_p, *(c_int64,) * 6, POINTER(Slots), c_int64, c_void_p, c_void_p, c_void_p),
+        "hnet_quantize": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+    }
+    for name, argument_types in calls.items():
+        call = getattr(library, name)
+        call.restype, call.argtypes = None, argument_types
     return library

@@ -55,9 +55,15 @@ class Isa:
 
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_AVX512 = Isa("avx512", ("-march=x86-64-v4", "-mavx512vnni"), _V4 | {"avx512_vnni"})
 PORTABLE = Isa("portable")
 ISAS = (  # best first
-    Isa("avx512", ("-march=x86-64-v4", "-mavx512vnni"), _V4 | {"avx512_vnni"}),
+    Isa(
+        "amx",
+        (*_AVX512.compiler_flags, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        _AVX512.cpu_flags | {"amx_tile", "amx_bf16", "amx_int8"},
+    ),
+    _AVX512,
     Isa("avx2", ("-march=x86-64-v3",), _V3),
     PORTABLE,
 )
@@ -97,12 +103,19 @@ def find_compiler(environ: Mapping[str, str] = os.environ) -> Compiler:
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` did: names of instruction sets compiled now and found up to date, and why the others failed."""
+    """What `build` did: names of instruction sets compiled now and found up to date, and why the others failed.
+
+    note: the compiler, or why there is none.
+    """
 
     compiled: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.compiled or self.kept) and not self.failed
 
     def __str__(self) -> str:
         parts = [
@@ -203,11 +216,15 @@ def build(
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles the native kernels where they are missing or out of date.")
     parser.add_argument("--into", type=Path, default=LIBRARIES, help="folder of the libraries (the package's own)")
-    parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
+    parser.add_argument("--optional", action="store_true", help="succeed where there is no compiler or it fails, too")
     arguments = parser.parse_args()
-    built = build(arguments.into, sanitized=arguments.sanitize)
+    try:
+        built = build(arguments.into)
+    except OSError as error:
+        print(f"native kernels: {error}", file=sys.stderr)
+        return 1
     print(built)
-    return 0 if (built.compiled or built.kept) and not built.failed else 1
+    return 0 if arguments.optional or built.complete else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 #include <new>
 
 #include "model.h"
+#include "sampler.h"
+#include "twins.h"
 
 using namespace hnet;
 
@@ -11,7 +13,20 @@ int64_t hnet_interface() { return 1; }
 
 int64_t hnet_lanes() { return LANES; }
 
+int64_t hnet_word_multiple(int64_t kind) { return word_multiple(kind); }
+
+// Whether this process may run the code: the system can refuse registers that the processor has. To be asked before
+// any product runs, since asking is what gets them.
+int64_t hnet_usable() {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+  return amx_permitted();
+#else
+  return 1;
+#endif
+}
+
 void* hnet_open(const Model* model, int64_t threads) {
+  if (!hnet_usable()) return nullptr;
   try {
     return new Forward(*model, static_cast<int>(threads));
   } catch (...) {
@@ -30,6 +45,11 @@ int64_t hnet_forward(void* forward, int64_t count, const int64_t* rows, const in
   } catch (...) {
     return -1;
   }
+}
+
+// The next byte of each of `rows` rows of logits [rows, 256], −1 where one is not finite.
+void hnet_sample(int64_t rows, const float* logits, const Draw* draws, int64_t* bytes) {
+  for (int64_t r = 0; r < rows; r++) bytes[r] = sample(logits + r * VOCAB, draws[r]);
 }
 
 void hnet_product(const Matrix* m, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy, int64_t add,

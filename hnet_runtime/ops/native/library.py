@@ -2,8 +2,8 @@
 
 Knows files, processor flags and the environment; not what the library computes.
 
-HNET_NATIVE          unset or `auto`: the best one; `avx512`, `avx2` or `portable`: exactly that one; `off`: none, so
-                     that the torch path serves.
+HNET_NATIVE          unset or `auto`: the best one; `amx`, `avx512`, `avx2` or `portable`: exactly that one; `off`:
+                     none, so that the torch path serves.
 HNET_NATIVE_LIBRARY  for developers: the path of one library, which then serves whatever else is built (`make sanitize`
                      runs the kernels' tests so). HNET_NATIVE=off goes before it.
 """
@@ -23,6 +23,7 @@ from hnet_runtime.ops.native.binding import NativeError
 from hnet_runtime.ops.native.build import Isa
 
 CHOICE, OVERRIDE = "HNET_NATIVE", "HNET_NATIVE_LIBRARY"
+REFUSED = "the system refuses this process the registers that it needs"
 HOW_TO_BUILD = "build them with `make native` or `python -m hnet_runtime.ops.native.build`"
 _log = logging.getLogger(__name__)
 
@@ -60,25 +61,29 @@ def open_library() -> NativeLibrary | None:
         raise NativeError(f"{CHOICE}={choice}: must be auto, {', '.join(names)} or off")
     if choice == "off":
         return None
-    candidates = available()
+    candidates = _candidates()
     if os.environ.get(OVERRIDE):
-        if not candidates[0].runnable:
-            raise NativeError(f"{OVERRIDE}={candidates[0].path}: {candidates[0].reason}")
-        return _open(candidates[0])
+        return _open_asked(f"{OVERRIDE}={candidates[0].path}", candidates[0])
     if choice != "auto":
         (asked,) = (candidate for candidate in candidates if candidate.isa == choice)
-        if not asked.runnable:
-            raise NativeError(f"{CHOICE}={choice}: {asked.reason}")
-        return _open(asked)
-    best = next((candidate for candidate in candidates if candidate.runnable), None)
-    if best is None:
-        _warn_once(f"native kernels are not built, so the slower torch path serves; {HOW_TO_BUILD}")
-        return None
-    return _open(best)
+        return _open_asked(f"{CHOICE}={choice}", asked)
+    for candidate in candidates:
+        if candidate.runnable:
+            opened = _open(candidate)
+            if opened.calls.hnet_usable():
+                return opened
+            _warn_once(f"{candidate.path}: {REFUSED}")
+    _warn_once(f"native kernels are not built, so the slower torch path serves; {HOW_TO_BUILD}")
+    return None
 
 
 def available() -> list[Candidate]:
     """What is known of each instruction set, best first; one that HNET_NATIVE_LIBRARY names shuts out the others."""
+    return [_tried(candidate) for candidate in _candidates()]
+
+
+def _candidates() -> list[Candidate]:
+    """By files and processor flags alone."""
     named = os.environ.get(OVERRIDE)
     if not named:
         return [_candidate(isa) for isa in build.ISAS]
@@ -106,6 +111,17 @@ def _candidate(isa: Isa) -> Candidate:
     return Candidate(isa.name, path, True, stale)
 
 
+def _tried(candidate: Candidate) -> Candidate:
+    """The same, runnable only if it loads."""
+    if not candidate.runnable or candidate.path is None:
+        return candidate
+    try:
+        usable = binding.load(candidate.path).hnet_usable()
+    except NativeError as error:
+        return candidate._replace(runnable=False, reason=str(error))
+    return candidate if usable else candidate._replace(runnable=False, reason=REFUSED)
+
+
 def _open(candidate: Candidate) -> NativeLibrary:
     assert candidate.path is not None
     if candidate.reason:
@@ -114,6 +130,15 @@ def _open(candidate: Candidate) -> NativeLibrary:
         return NativeLibrary(candidate.isa, candidate.path, binding.load(candidate.path))
     except NativeError as error:
         raise NativeError(f"{error} ({CHOICE}=off serves without native kernels)") from error
+
+
+def _open_asked(asked_by: str, candidate: Candidate) -> NativeLibrary:
+    if not candidate.runnable:
+        raise NativeError(f"{asked_by}: {candidate.reason}")
+    opened = _open(candidate)
+    if not opened.calls.hnet_usable():
+        raise NativeError(f"{asked_by}: {REFUSED}")
+    return opened
 
 
 def _missing_flags(isa: Isa) -> str:

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "amx.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -31,8 +32,18 @@ struct Matrix {
   const int32_t* sum;       // [n] sums of an output's weights, int8 only
 };
 
+// Words of an output come in multiples of this: whole tiles where there are tiles.
+inline int64_t word_multiple(int64_t kind) {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+  return kind == FLOAT32 ? 1 : TILE_WORDS;
+#else
+  (void)kind;
+  return 1;
+#endif
+}
+
 inline int64_t words_of(int64_t kind, int64_t k) {  // 32-bit words an output takes
-  return kind == FLOAT32 ? k : kind == BFLOAT16 ? (k + 1) / 2 : (k + 3) / 4;
+  return round_up(kind == FLOAT32 ? k : kind == BFLOAT16 ? (k + 1) / 2 : (k + 3) / 4, word_multiple(kind));
 }
 
 // One row's activations in 8 bits: x ≈ scale · (q − 128).
@@ -40,6 +51,9 @@ struct Quantized {
   std::vector<uint8_t> q;     // [rows, stride]
   std::vector<float> scale;   // [rows]
   int64_t stride = 0;
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+  std::vector<Line> tiles;       // activations in A tiles, of either kind
+#endif
 
   void take(const float* x, int64_t ldx, int64_t rows, int64_t k) {
     stride = round_up(k, 4);
@@ -48,13 +62,13 @@ struct Quantized {
     for (int64_t r = 0; r < rows; r++) {
       const float* row = x + r * ldx;
       float largest = 0;
-      for (int64_t i = 0; i < k; i++) largest = std::max(largest, std::fabs(row[i]));
-      scale[r] = std::isfinite(largest) ? largest / 127.0f : NAN;
-      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+      bool numbers = true;  // max() passes over NaN
+      for (int64_t i = 0; i < k; i++) largest = std::max(largest, std::fabs(row[i])), numbers &= row[i] == row[i];
+      scale[r] = numbers && std::isfinite(largest) ? largest / 127.0f : NAN;
+      const float inverse = 127.0f / largest;
+      if (!std::isfinite(scale[r]) || !std::isfinite(inverse)) continue;  // zeros: none of it fits an integer
       for (int64_t i = 0; i < k; i++)
         q[r * stride + i] = static_cast<uint8_t>(128 + static_cast<int>(std::nearbyint(row[i] * inverse)));
-      for (int64_t i = 0; i < k; i++)
-        if (std::isnan(row[i])) scale[r] = NAN;  // max() passes over NaN
     }
   }
 };
@@ -166,28 +180,60 @@ struct Product {
       tile<R, B>(w, apart, fetch, m.k, x + row * ldx, ldx, sums);
     } else {
       IntVec counts[R][B] = {};
-      tile<R, B>(w, apart, fetch, words, quantized->q.data() + row * quantized->stride, quantized->stride, counts);
-      for (int b = 0; b < B; b++) {
-        const int64_t n = (first + b) * LANES, some = std::min(LANES, m.n - n);
-        alignas(64) int32_t sum[LANES] = {};
-        std::memcpy(sum, m.sum + n, some * sizeof(int32_t));
-        const Vec scale = some == LANES ? load(m.scale + n) : load_some(m.scale + n, some);
-        for (int r = 0; r < R; r++) {
-          const IntVec centred = counts[r][b] - 128 * load_int(sum);
-          sums[r][b] = __builtin_convertvector(centred, Vec) * (scale * quantized->scale[row + r]);
-        }
-      }
+      const uint8_t* q = quantized->q.data() + row * quantized->stride;
+      tile<R, B>(w, apart, fetch, (m.k + 3) / 4, q, quantized->stride, counts);
+      for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) sums[r][b] = scaled(counts[r][b], first + b, row + r);
     }
-    for (int b = 0; b < B; b++) {
-      const int64_t n = (first + b) * LANES, some = std::min(LANES, m.n - n);
-      const Vec bias = !m.bias ? Vec{} : some == LANES ? load(m.bias + n) : load_some(m.bias + n, some);
-      for (int r = 0; r < R; r++) {
-        float* out = y + (row + r) * ldy + n;
-        const Vec value = m.bias ? sums[r][b] + bias : sums[r][b];
-        store(out, add ? load(out) + value : value);
-      }
+    for (int r = 0; r < R; r++)
+      for (int b = 0; b < B; b++) put(sums[r][b], first + b, row + r);
+  }
+
+  // What a block's sums of 8-bit products are worth in one row.
+  Vec scaled(IntVec counts, int64_t block, int64_t row) const {
+    const int64_t n = block * LANES, some = std::min(LANES, m.n - n);
+    alignas(64) int32_t sum[LANES] = {};
+    std::memcpy(sum, m.sum + n, some * sizeof(int32_t));
+    const Vec scale = some == LANES ? load(m.scale + n) : load_some(m.scale + n, some);
+    return __builtin_convertvector(counts - 128 * load_int(sum), Vec) * (scale * splat(quantized->scale[row]));
+  }
+
+  void put(Vec value, int64_t block, int64_t row) const {
+    const int64_t n = block * LANES, some = std::min(LANES, m.n - n);
+    float* out = y + row * ldy + n;
+    if (m.bias) value += some == LANES ? load(m.bias + n) : load_some(m.bias + n, some);
+    store(out, add ? load(out) + value : value);
+  }
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+  // Up to four blocks from `first` on, all rows.
+  template <int B, bool BYTES>
+  void tiles(int64_t first, int64_t count) const {
+    const int64_t k_tiles = words_of(m.kind, m.k) / TILE_WORDS, apart = k_tiles * TILE_BYTES;
+    const char* w = static_cast<const char*>(m.data) + first * apart;
+    alignas(64) int32_t sums[B * 256];
+    for (int64_t row = 0; row < count; row += TILE_ROWS) {
+      const Line* a = quantized->tiles.data() + row * k_tiles * (BYTES ? 1 : 2);
+      tile_sums<B, BYTES>(a, w, apart, k_tiles, row == 0, sums);
+      for (int64_t r = 0; r < std::min(TILE_ROWS, count - row); r++)
+        for (int b = 0; b < B; b++) {
+          const IntVec words = load_int(sums + b * 256 + r * LANES);
+          put(BYTES ? scaled(words, first + b, row + r) : as_float(words), first + b, row + r);
+        }
     }
   }
+
+  template <bool BYTES>
+  void tile_group(int64_t index, int64_t count) const {
+    const int64_t first = index * GROUP;
+    switch (std::min(GROUP, (m.n + LANES - 1) / LANES - first)) {
+      case 4: return tiles<4, BYTES>(first, count);
+      case 3: return tiles<3, BYTES>(first, count);
+      case 2: return tiles<2, BYTES>(first, count);
+      default: return tiles<1, BYTES>(first, count);
+    }
+  }
+#endif
 
   // R rows at a time, B blocks at a time, over blocks first…last, from `row` on; returns the first row left.
   template <int R, int B>
@@ -219,8 +265,22 @@ inline void product(const Matrix& m, const float* x, int64_t ldx, int64_t rows, 
                     Pool& pool, Quantized& scratch) {
   if (m.kind == INT8) scratch.take(x, ldx, rows, m.k);
   const Product call{m, x, ldx, y, ldy, add, &scratch};
-  const int64_t groups = (m.n + GROUP * LANES - 1) / (GROUP * LANES);
-  pool.run(groups, rows * m.n * m.k, [&](int64_t begin, int64_t end) {
+  const int64_t groups = (m.n + GROUP * LANES - 1) / (GROUP * LANES), cost = rows * m.n * m.k;
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+  if (m.kind != FLOAT32) {
+    if (m.kind == INT8)
+      tile_bytes(scratch.q.data(), scratch.stride, rows, m.k, scratch.tiles);
+    else
+      split(x, ldx, rows, m.k, scratch.tiles);
+    pool.run(groups, cost / 8, [&](int64_t begin, int64_t end) {
+      const Tiles configured;
+      for (int64_t g = begin; g < end; g++)
+        m.kind == INT8 ? call.tile_group<true>(g, rows) : call.tile_group<false>(g, rows);
+    });
+    return;
+  }
+#endif
+  pool.run(groups, cost, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; g++) call.group(g, rows);
   });
 }

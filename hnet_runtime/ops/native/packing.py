@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,20 +41,21 @@ class PackedMatrix:
         )
 
 
-def pack(weight: Tensor, lanes: int, bias: Tensor | None = None) -> PackedMatrix:
-    """weight: [N, K] of float32, bfloat16 or int8; bias: [N] fp32; lanes: what the library's hnet_lanes() says."""
+def pack(weight: Tensor, library: Any, bias: Tensor | None = None) -> PackedMatrix:
+    """weight: [N, K] of float32, bfloat16 or int8; bias: [N] fp32; library: whose lanes and tiles it is packed for."""
     outputs, inputs = weight.shape
-    per_word = _PER_WORD[weight.dtype]
-    padded = F.pad(weight, (0, -inputs % per_word, 0, -outputs % lanes))
+    lanes, per_word = library.hnet_lanes(), _PER_WORD[weight.dtype]
+    multiple = per_word * library.hnet_word_multiple(_KINDS[weight.dtype])
+    padded = F.pad(weight, (0, -inputs % multiple, 0, -outputs % lanes))
     blocks = padded.view(padded.shape[0] // lanes, lanes, -1, per_word)
     return PackedMatrix(outputs, inputs, blocks.permute(0, 2, 1, 3).contiguous(), bias)
 
 
-def quantize(weight: Tensor, lanes: int) -> PackedMatrix:
+def quantize(weight: Tensor, library: Any) -> PackedMatrix:
     """weight: [N, K] → 8 bits with one scale an output, the largest magnitude at 127."""
     wide = weight.float()
     scale = wide.abs().amax(1) / 127.0
     numbers = torch.round(wide / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).to(torch.int8)
-    packed = pack(numbers, lanes)
+    packed = pack(numbers, library)
     sums = numbers.sum(1, dtype=torch.int32)
     return PackedMatrix(packed.outputs, packed.inputs, packed.data, scale=scale, sums=sums)

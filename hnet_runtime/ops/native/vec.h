@@ -69,12 +69,24 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 }
 inline Vec fma(Vec a, float b, Vec c) { return fma(a, splat(b), c); }
 
+typedef float Four __attribute__((vector_size(16)));
+
+// Halves are added to halves until one lane is left.
 inline float sum_lanes(Vec v) {
-  alignas(64) float s[LANES];
-  store(s, v);
-  for (int width = LANES / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) s[i] += s[i + width];
-  return s[0];
+#if defined(__AVX512F__)
+  typedef float Eight __attribute__((vector_size(32)));
+  const Eight eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__AVX2__)
+  const Vec eight = v;
+#endif
+#if defined(__AVX2__)
+  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+#else
+  const Four four = v;
+#endif
+  const Four two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return two[0] + two[1];
 }
 
 inline Vec as_float(IntVec v) { Vec f; std::memcpy(&f, &v, sizeof f); return f; }

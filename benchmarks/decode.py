@@ -27,7 +27,8 @@ import torch
 
 from benchmarks.http_load import run_streams
 from benchmarks.report import Row, print_table, write_json
-from hnet_runtime.engine.engine import Engine, EngineConfig
+from hnet_runtime.engine.config import EngineConfig
+from hnet_runtime.engine.engine import Engine
 from hnet_runtime.engine.messages import Request, SamplingParams, StepRecord
 
 PROMPT = b"\xfeIt was a bright cold day in April, and the clocks were "

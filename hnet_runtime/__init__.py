@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hnet_runtime.config import ModelConfig
-    from hnet_runtime.engine.engine import Engine, EngineConfig
+    from hnet_runtime.engine.config import EngineConfig
+    from hnet_runtime.engine.engine import Engine
     from hnet_runtime.engine.messages import Output, Request, SamplingParams
 
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ __all__ = ["Engine", "EngineConfig", "ModelConfig", "Output", "Request", "Sampli
 
 _HOMES = {
     "Engine": "hnet_runtime.engine.engine",
-    "EngineConfig": "hnet_runtime.engine.engine",
+    "EngineConfig": "hnet_runtime.engine.config",
     "ModelConfig": "hnet_runtime.config",
     "Output": "hnet_runtime.engine.messages",
     "Request": "hnet_runtime.engine.messages",

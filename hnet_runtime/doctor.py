@@ -17,15 +17,8 @@ import torch
 from hnet_runtime.checkpoint import load_weights, locate
 from hnet_runtime.comparison import Check
 from hnet_runtime.config import BOS, stage_tensor_shapes
-from hnet_runtime.engine.engine import (
-    DType,
-    EngineConfig,
-    Kernels,
-    choose_device,
-    choose_dtype,
-    choose_library,
-    default_threads,
-)
+from hnet_runtime.engine.building import choose_device, choose_dtype, choose_library, default_threads
+from hnet_runtime.engine.config import DType, EngineConfig, Kernels
 from hnet_runtime.machine import Machine, inspect_machine
 from hnet_runtime.ops.native.library import available
 from hnet_runtime.parity import StepTime, check_runtime

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from hnet_runtime.comparison import Check, Reading, Tolerance, Trace, check
 from hnet_runtime.config import ModelConfig
-from hnet_runtime.engine.engine import EngineConfig, build_model
+from hnet_runtime.engine.building import build_model
+from hnet_runtime.engine.config import EngineConfig
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.model.reference import Reference

@@ -31,6 +31,7 @@ class ServerSettings:
     max_num_seqs: int | None = None
     max_model_len: int = 8192
     kv_memory: int | None = None  # bytes
+    weight_cache: str | None = None  # directory, or "off"
     prefill_bytes_per_tick: int | None = None
     threads: int | None = None
     api_key: str | None = None

@@ -1,23 +1,22 @@
 """The engine as a whole: a checkpoint becomes something that takes requests and gives bytes.
 
-Knows how to size memory and choose dtypes; no text, no HTTP.
+Knows its parts and puts them together; no text, no HTTP.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
-from torch import Tensor
 
-from hnet_runtime.checkpoint import ModelSource, load_weights, locate
-from hnet_runtime.config import ModelConfig, StackConfig
+from hnet_runtime.checkpoint import locate
+from hnet_runtime.config import StackConfig
+from hnet_runtime.engine.building import choose_device, choose_dtype, default_threads, kv_positions, load_model
+from hnet_runtime.engine.config import DType, EngineConfig
 from hnet_runtime.engine.loop import EngineLoop, Limits
 from hnet_runtime.engine.messages import (
     ByteLogprobs,
@@ -36,57 +35,7 @@ from hnet_runtime.engine.sampler import NativeSampler, Sampler
 from hnet_runtime.engine.scheduler import Scheduler
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
-from hnet_runtime.model.override import RouterOverride
-from hnet_runtime.ops.native.library import NativeLibrary, open_library
-from hnet_runtime.state.arenas import kv_bytes_per_position
-from hnet_runtime.state.rows import PAGE, RowPool
-
-DType = Literal["auto", "float32", "bfloat16"]
-Kernels = Literal["auto", "native", "torch"]
-TRAINING_CONTEXT = 8192  # bytes; the released models saw no longer ones
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_FLOAT32_BELOW = 100_000_000  # parameters; smaller models run in fp32 on a CPU
-_ONE_THREAD_UP_TO = 256  # width; below it a second thread costs more than it brings
-_KV_SHARE = 0.25  # of the machine's memory, or of what the weights leave of a GPU's
-
-
-class EngineError(ValueError):
-    """An engine that cannot be built as asked; the message names the setting."""
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Memory and batching of one engine.
-
-    max_num_seqs: rows that run at once; None is 64 on a CPU, 256 on CUDA.
-    max_model_len: bytes of prompt and completion together, the most one request may have.
-    prefill_bytes_per_tick: bytes of prompts that run between two steps of the decoding rows (eight times as many
-        while no row decodes).
-    kv_memory: bytes for the keys and values of full-attention stages; None takes what
-        max_num_seqs rows of max_model_len would need, but no more than a quarter of the memory.
-    threads: CPU threads; None decides by the model's width.
-    kernels: `native` or `torch` on a CPU; `auto` takes native ones where they are built.
-    quantization: `int8` runs the blocks' matrix products in 8 bits (native kernels only).
-    """
-
-    max_num_seqs: int | None = None
-    max_model_len: int = TRAINING_CONTEXT
-    prefill_bytes_per_tick: int = 64
-    kv_memory: int | None = None
-    threads: int | None = None
-    kernels: Kernels = "auto"
-    quantization: Literal["int8"] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_model_len", "prefill_bytes_per_tick", "kv_memory", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EngineError(f"{name} must be at least 1, not {value}")
-        if self.kernels not in ("auto", "native", "torch"):
-            raise EngineError(f"kernels must be auto, native or torch, not {self.kernels!r}")
-        if self.quantization not in (None, "int8"):
-            raise EngineError(f"quantization must be int8, not {self.quantization!r}")
+from hnet_runtime.state.rows import RowPool
 
 
 @dataclass(frozen=True)
@@ -122,7 +71,7 @@ class Engine:
             torch.set_num_threads(1 if native else config.threads or default_threads(model.config))
         state = model.new_state(
             num_rows=num_rows,
-            kv_positions=_kv_positions(model, num_rows, config),
+            kv_positions=kv_positions(model, num_rows, config),
             max_positions=config.max_model_len,
         )
         scheduler = Scheduler(RowPool(num_rows), state.page_pools, config.prefill_bytes_per_tick)
@@ -159,9 +108,7 @@ class Engine:
         engine_config = engine_config or EngineConfig()
         source = locate(model, config=config, revision=revision)
         target = choose_device(device)
-        library = choose_library(engine_config, target)
-        weights = load_weights(source, dtype=choose_dtype(dtype, source, target), device=target, progress=progress)
-        network = build_model(source.config, weights, engine_config, library)
+        network = load_model(source, choose_dtype(dtype, source, target), target, engine_config, progress)
         return cls(network, source.name, engine_config, time.perf_counter() - started)
 
     @property
@@ -267,96 +214,6 @@ def _completion(outputs: list[Output]) -> Completion:
         usage=last.usage,
         error=last.error,
     )
-
-
-def choose_library(config: EngineConfig, device: torch.device) -> NativeLibrary | None:
-    """The native library that serves on a device, None for the torch path; EngineError where it must and cannot."""
-    library = open_library() if device.type == "cpu" and config.kernels != "torch" else None
-    if library is None and config.kernels == "native":
-        raise EngineError("kernels native: there are none for this device, or they are not built (make native)")
-    if library is None and config.quantization:
-        raise EngineError(f"quantization {config.quantization} needs native kernels, and there are none here")
-    return library
-
-
-def build_model(
-    config: ModelConfig,
-    weights: dict[str, Tensor],
-    engine_config: EngineConfig,
-    library: NativeLibrary | None,
-    override: RouterOverride | None = None,
-) -> HNet | NativeHNet:
-    """The model on a path. The native one takes the tensors out of `weights` as it packs them."""
-    if library is None:
-        return HNet(config, weights, override)
-    return NativeHNet(
-        config,
-        weights,
-        library.calls,
-        engine_config.threads or default_threads(config),
-        quantized=engine_config.quantization == "int8",
-        isa=library.isa,
-        override=override,
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name, CUDA before CPU for `auto`; raises EngineError for one that is not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EngineError(f"device {name!r} is not a device") from error
-    if device.type not in ("cpu", "cuda"):
-        raise EngineError(f"device {name!r} is not supported; there are cpu and cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"device {name!r} is not available: this PyTorch sees no CUDA GPU")
-    return device
-
-
-def choose_dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtype:
-    """The dtype of a name; `auto` is fp32 for small models on a CPU, else bf16."""
-    if name == "auto":
-        small = source.config.num_parameters < _FLOAT32_BELOW
-        return torch.float32 if small and device.type == "cpu" else torch.bfloat16
-    if name not in _DTYPES:
-        raise EngineError(f"dtype {name!r} is not supported; there are auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def default_threads(config: ModelConfig) -> int:
-    """CPU threads worth having for a model: one for narrow ones, else all cores this process may use."""
-    widest = max(stage.d_model for stage in config.stages)
-    return 1 if widest <= _ONE_THREAD_UP_TO else _num_cores()
-
-
-def _num_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig) -> int:
-    """KV positions of each full-attention stage: what all rows may need, within the memory set aside."""
-    wanted = num_rows * (-(-config.max_model_len // PAGE) * PAGE)
-    per_position = kv_bytes_per_position(model.config, model.dtype, config.max_model_len)
-    if not per_position:
-        return wanted
-    if config.kv_memory is not None:
-        budget = config.kv_memory
-    elif model.device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(model.device)[0] * (1 - _KV_SHARE))
-    else:
-        budget = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _KV_SHARE)
-    positions = min(wanted, budget // per_position // PAGE * PAGE)
-    if positions < config.max_model_len:
-        # One chunk per byte is possible, so one request alone may need all of it.
-        raise EngineError(
-            f"kv_memory of {budget} bytes holds {positions} positions of {per_position} bytes; one request of "
-            f"max_model_len {config.max_model_len} may need as many: lower max_model_len or set "
-            f"kv_memory to {per_position * -(-config.max_model_len // PAGE) * PAGE}"
-        )
-    return positions
 
 
 def _info(model: HNet | NativeHNet, name: str, config: EngineConfig, num_rows: int, load_seconds: float) -> EngineInfo:

@@ -88,7 +88,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the person at the terminal."""
     from hnet_runtime.checkpoint import CheckpointError
     from hnet_runtime.config import ConfigError
-    from hnet_runtime.engine.engine import EngineError
+    from hnet_runtime.engine.config import EngineError
     from hnet_runtime.engine.request import RequestError
     from hnet_runtime.ops.native.binding import NativeError
 

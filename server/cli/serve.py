@@ -18,7 +18,7 @@ from server.settings import MIB, ServerSettings
 ENGINE_FACTORY = "server.engine_launch:load_engine"
 ENGINE_OPTIONS = (
     *("model", "config", "revision", "device", "dtype", "kernels", "quantization", "threads"),
-    *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick"),
+    *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "weight_cache"),
 )
 
 
@@ -30,6 +30,7 @@ ENGINE_OPTIONS = (
 @option("--max-num-seqs", type=click.IntRange(1), help="Rows: requests that run at once. [default: 64 on CPU]")
 @option("--max-model-len", type=click.IntRange(2), default=8192, help="Bytes of prompt and completion together.")
 @option("--kv-memory", type=Bytes(), help="Memory for keys and values, such as 2G.")
+@option("--weight-cache", help="Directory for packed weights of large models, or off. [default: the user's cache]")
 @option("--prefill-bytes-per-tick", type=click.IntRange(1), help="Prompt bytes read between two steps of decoding.")
 @option("--batching", type=click.Choice(["lockstep", "aligned", "adaptive"]), default="lockstep")
 @option("--api-key", help="Key that clients must send as a Bearer token.")

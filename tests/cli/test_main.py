@@ -171,7 +171,7 @@ def test_lack_of_memory_is_one_line(hnet, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("hnet_runtime.engine.engine.load_weights", fail)
+    monkeypatch.setattr("hnet_runtime.engine.building.load_weights", fail)
     result = hnet("generate", "x")
     assert result.code == 1
     assert result.errors == "hnet: error: not enough memory for this model; try --dtype bfloat16 or a smaller one\n"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hnet_runtime.engine.engine import Engine, EngineConfig
+from hnet_runtime.engine.config import EngineConfig
+from hnet_runtime.engine.engine import Engine
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, Output, Request, SamplingParams, Tick
 from hnet_runtime.model.hierarchy import HNet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hnet_runtime import Engine, EngineConfig, SamplingParams
-from hnet_runtime.engine.engine import EngineError
+from hnet_runtime.engine.config import EngineError
 from hnet_runtime.engine.messages import Request
 from hnet_runtime.engine.request import RequestError
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from hnet_runtime.engine.engine import EngineConfig, EngineError
+from hnet_runtime.engine.config import EngineConfig, EngineError
 from hnet_runtime.engine.messages import SamplingParams
 from hnet_runtime.engine.request import RequestError
 from hnet_runtime.engine.runner import Runner

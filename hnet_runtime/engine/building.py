@@ -1,0 +1,156 @@
+"""From a checkpoint to a model on a path: device, dtype, kernels, memory, and packed weights from a cache.
+
+Knows machines and weights; no requests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hnet_runtime.checkpoint import ModelSource, load_weights
+from hnet_runtime.config import ModelConfig
+from hnet_runtime.engine.config import DType, EngineConfig, EngineError
+from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.model.native import NativeHNet
+from hnet_runtime.model.override import RouterOverride
+from hnet_runtime.ops.native import binding, cache
+from hnet_runtime.ops.native.library import NativeLibrary, open_library
+from hnet_runtime.state.arenas import kv_bytes_per_position
+from hnet_runtime.state.rows import PAGE
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FLOAT32_BELOW = 100_000_000  # parameters; smaller models run in fp32 on a CPU
+_CACHED_FROM = 100_000_000  # parameters; smaller models are packed in no time
+_ONE_THREAD_UP_TO = 256  # width; below it a second thread costs more than it brings
+_KV_SHARE = 0.25  # of the machine's memory, or of what the weights leave of a GPU's
+
+
+def load_model(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    engine_config: EngineConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> HNet | NativeHNet:
+    """The model of a checkpoint on the path that `engine_config` chooses.
+
+    Packed weights of large models are kept in a cache (`weight_cache`) and mapped from there the next time.
+    """
+    library = choose_library(engine_config, device)
+    directory = cache.cache_directory(engine_config.weight_cache)
+    if library is None or directory is None or not source.weights or source.config.num_parameters < _CACHED_FROM:
+        weights = load_weights(source, dtype=dtype, device=device, progress=progress)
+        return build_model(source.config, weights, engine_config, library)
+    packing = (str(dtype), str(engine_config.quantization), library.isa, f"interface {binding.INTERFACE}")
+    key = cache.CacheKey.of(source.weights, *packing)
+    packed = cache.load(directory, key)
+    if packed is None:
+        weights = load_weights(source, dtype=dtype, device=device, progress=progress)
+        model = build_model(source.config, weights, engine_config, library)
+        assert isinstance(model, NativeHNet)
+        if not cache.store(directory, key, model.packed):
+            return model
+        del model  # the mapped form takes its place: weights are never held twice
+        packed = cache.load(directory, key)
+        if packed is None:
+            raise EngineError(f"weight_cache {directory}: what was written there cannot be read back")
+    elif progress is not None:
+        size = sum(tensor.nbytes for tensor in packed.values())
+        progress(size, size)
+    return build_model(source.config, {}, engine_config, library, packed=packed)
+
+
+def choose_library(config: EngineConfig, device: torch.device) -> NativeLibrary | None:
+    """The native library that serves on a device, None for the torch path; EngineError where it must and cannot."""
+    library = open_library() if device.type == "cpu" and config.kernels != "torch" else None
+    if library is None and config.kernels == "native":
+        raise EngineError("kernels native: there are none for this device, or they are not built (make native)")
+    if library is None and config.quantization:
+        raise EngineError(f"quantization {config.quantization} needs native kernels, and there are none here")
+    return library
+
+
+def build_model(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    engine_config: EngineConfig,
+    library: NativeLibrary | None,
+    override: RouterOverride | None = None,
+    packed: dict[str, Tensor] | None = None,
+) -> HNet | NativeHNet:
+    """The model on a path. The native one takes the tensors out of `weights` as it packs them, or is given `packed`."""
+    if library is None:
+        return HNet(config, weights, override)
+    return NativeHNet(
+        config,
+        weights,
+        library.calls,
+        engine_config.threads or default_threads(config),
+        quantized=engine_config.quantization == "int8",
+        isa=library.isa,
+        override=override,
+        packed=packed,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name, CUDA before CPU for `auto`; raises EngineError for one that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"device {name!r} is not a device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device {name!r} is not supported; there are cpu and cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device {name!r} is not available: this PyTorch sees no CUDA GPU")
+    return device
+
+
+def choose_dtype(name: DType, source: ModelSource, device: torch.device) -> torch.dtype:
+    """The dtype of a name; `auto` is fp32 for small models on a CPU, else bf16."""
+    if name == "auto":
+        small = source.config.num_parameters < _FLOAT32_BELOW
+        return torch.float32 if small and device.type == "cpu" else torch.bfloat16
+    if name not in _DTYPES:
+        raise EngineError(f"dtype {name!r} is not supported; there are auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def default_threads(config: ModelConfig) -> int:
+    """CPU threads worth having for a model: one for narrow ones, else all cores this process may use."""
+    widest = max(stage.d_model for stage in config.stages)
+    return 1 if widest <= _ONE_THREAD_UP_TO else _num_cores()
+
+
+def _num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig) -> int:
+    """KV positions of each full-attention stage: what all rows may need, within the memory set aside."""
+    wanted = num_rows * (-(-config.max_model_len // PAGE) * PAGE)
+    per_position = kv_bytes_per_position(model.config, model.dtype, config.max_model_len)
+    if not per_position:
+        return wanted
+    if config.kv_memory is not None:
+        budget = config.kv_memory
+    elif model.device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(model.device)[0] * (1 - _KV_SHARE))
+    else:
+        budget = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _KV_SHARE)
+    positions = min(wanted, budget // per_position // PAGE * PAGE)
+    if positions < config.max_model_len:
+        # One chunk per byte is possible, so one request alone may need all of it.
+        raise EngineError(
+            f"kv_memory of {budget} bytes holds {positions} positions of {per_position} bytes; one request of "
+            f"max_model_len {config.max_model_len} may need as many: lower max_model_len or set "
+            f"kv_memory to {per_position * -(-config.max_model_len // PAGE) * PAGE}"
+        )
+    return positions

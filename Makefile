@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 NATIVE := hnet_runtime/ops/native
 COMPILED := $(VENV)/.native
 
-.PHONY: serve test install test-all native sanitize wheel lint format bench clean
+.PHONY: serve test install test-all native sanitize wheel lint format bench ecosystem clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make wheel    a wheel for this platform, in dist/"
 	@echo "make lint     formatting, lint, types, import directions"
 	@echo "make bench    the decoding benchmark"
+	@echo "make ecosystem other engines beside ours: installs llama.cpp and vLLM below build/, writes docs/ecosystem.md"
 
 install: $(COMPILED)
 
@@ -63,7 +64,11 @@ format: install
 	$(BIN)/ruff check --fix .
 
 bench: install
-	$(BIN)/python benchmarks/decode.py
+	$(BIN)/hnet bench decode
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/lib .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# llama.cpp is compiled on the first run, which takes ten minutes or more.
+ecosystem: install
+	$(BIN)/hnet bench peers --report docs/ecosystem.md

@@ -10,37 +10,45 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
+from statistics import median
 
 
 @dataclass(frozen=True)
 class Load:
-    """Bytes of completions, wall seconds from the first request to the last byte, and events received."""
+    """Bytes of completions, wall seconds from the first request to the last byte, events received, and the median
+    seconds to a stream's first event."""
 
     generated: int
     seconds: float
     events: int
+    first: float
 
 
-async def run_streams(port: int, prompts: list[bytes], max_tokens: int) -> Load:
-    """Streams a completion of each prompt at once from 127.0.0.1:port."""
+async def run_streams(port: int, prompts: list[bytes], max_tokens: int, peer: str | None = None) -> Load:
+    """Streams a completion of each prompt at once from 127.0.0.1:port.
+
+    peer: the model's name at another OpenAI-compatible server, which is sent text and no field of ours.
+    """
     started = time.perf_counter()
-    done = await asyncio.gather(*(_stream(port, prompt, max_tokens) for prompt in prompts))
-    return Load(sum(d[0] for d in done), time.perf_counter() - started, sum(d[1] for d in done))
+    done = await asyncio.gather(*(_stream(port, prompt, max_tokens, peer) for prompt in prompts))
+    seconds = time.perf_counter() - started
+    return Load(sum(d[0] for d in done), seconds, sum(d[1] for d in done), median(d[2] for d in done))
 
 
-async def _stream(port: int, prompt: bytes, max_tokens: int) -> tuple[int, int]:
+async def _stream(port: int, prompt: bytes, max_tokens: int, peer: str | None) -> tuple[int, int, float]:
+    ours = {"prompt": list(prompt), "utf8": "raw"}
     body = json.dumps(
         {
-            "prompt": list(prompt),
+            **(ours if peer is None else {"prompt": prompt.decode(), "model": peer}),
             "max_tokens": max_tokens,
             "temperature": 1.0,
             "seed": 1,
             "ignore_eos": True,
-            "utf8": "raw",
             "stream": True,
             "stream_options": {"include_usage": True},
         }
     ).encode()
+    started, first = time.perf_counter(), 0.0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -52,8 +60,9 @@ async def _stream(port: int, prompt: bytes, max_tokens: int) -> tuple[int, int]:
     events, usage = 0, 0
     while line := await reader.readline():
         if line.startswith(b"data: {"):
+            first = first or time.perf_counter() - started
             events += 1
             if b'"usage":{' in line:
                 usage = json.loads(line[6:])["usage"]["completion_tokens"]
     writer.close()
-    return usage, events
+    return usage, events, first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -79,3 +80,29 @@ def print_table(title: str, columns: list[str], lines: list[list[str]]) -> None:
     for line in lines:
         table.add_row(*line)
     Console(width=120).print(table)
+
+
+def numbers(listed: str) -> list[int]:
+    """`1,4,16` → [1, 4, 16]."""
+    return [int(part) for part in listed.split(",")]
+
+
+def options_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """Options of every benchmark: the models, how they run, and where figures go."""
+    parser = argparse.ArgumentParser(description=(docstring or "").splitlines()[0])
+    parser.add_argument("--model", action="append", help="demo, random:NAME or a directory; may be given again")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--kernels", default="auto", choices=["auto", "native", "torch"])
+    parser.add_argument("--quantization", choices=["int8"])
+    parser.add_argument("--bytes-per-chunk", type=float, help="draw boundaries at this mean instead of the router's")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser
+
+
+def finish(benchmark: str, rows: list[Row], path: Path | None) -> None:
+    """Says where the figures come from, and writes them where asked."""
+    words = machine()
+    said = f"{words['processor']}, {words['cores']} cores, {words['isa']}, {words['memory_gib']} GiB"
+    Console(width=120).print(f"{said}; torch {words['torch']}; commit {commit()}", highlight=False)
+    if path is not None:
+        write_json(path, benchmark, rows)

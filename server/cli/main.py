@@ -24,6 +24,7 @@ COMMANDS = {
     "segment": ("server.cli.segment", "segment", "Show where a model cuts a text into chunks."),
     "convert": ("server.cli.convert", "convert", "Write a checkpoint as safetensors and config.json."),
     "doctor": ("server.cli.doctor", "doctor", "Report what this machine can run, and whether it runs right."),
+    "bench": ("server.cli.bench", "bench", "Measure, from a checkout: roofline, decode, prefill, peers."),
 }
 
 

@@ -156,6 +156,21 @@ def test_a_flipped_boundary_is_counted_and_the_rest_is_read_anew(readings):
     assert check("x", reference, flipped, DATA, parity.BFLOAT16).passed
 
 
+def test_readings_that_disagree_about_boundaries_everywhere_are_no_match(readings):
+    reference, _ = readings
+
+    def opposite(data: bytes) -> Trace:
+        trace = reference(data)
+        outer, inner = trace.boundaries
+        return replace(trace, boundaries=(frozenset(range(len(data))) - outer | {0}, inner))
+
+    difference = compare(reference, opposite, DATA)
+    assert difference.flips[0] > 20
+    assert difference.p_max_abs == 0.0  # nothing else would tell
+    for tolerance in (parity.FLOAT32, parity.FLOAT32_ACTIVATIONS, parity.BFLOAT16, parity.INT8):
+        assert not check("x", reference, opposite, DATA, tolerance).passed
+
+
 @pytest.mark.parametrize(("shift", "fine", "coarse"), [(1e-4, True, True), (0.1, False, True), (1.0, False, False)])
 def test_logits_too_far_apart_fail_in_either_measure(readings, shift, fine, coarse):
     reference, _ = readings

@@ -102,7 +102,7 @@ EVENTS = st.lists(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=EVENTS, budget=st.sampled_from([1, 7, 64, 1000]), rows=st.sampled_from([1, 3, 16]))
 def test_no_course_of_arrivals_and_aborts_changes_what_another_gets(driver_named, name, events, budget, rows):
     driver = driver_named(name, prefill_bytes_per_tick=budget, max_num_seqs=rows)

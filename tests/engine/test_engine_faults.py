@@ -24,10 +24,16 @@ TEXTS = [b"\xfeThe first", b"\xfeand the second", b"\xfe", b"\xfe" + b"a longer 
 NAN, INF = float("nan"), float("inf")
 
 
+_EXPECTED: list[tuple[Any, ...]] = []
+
+
 @pytest.fixture
 def expected(driver_of) -> list[tuple[Any, ...]]:
-    driver = driver_of("b_2stage")
-    return [driver.alone(text, **PARAMS).substance for text in TEXTS]
+    """What each text gets where nothing goes wrong: computed once."""
+    if not _EXPECTED:
+        driver = driver_of("b_2stage")
+        _EXPECTED.extend(driver.alone(text, **PARAMS).substance for text in TEXTS)
+    return _EXPECTED
 
 
 # ── numbers that are not finite ───────────────────────────────────────────────────────────────

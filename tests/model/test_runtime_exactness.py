@@ -161,7 +161,7 @@ def crowd_against_alone(model, rows_of, texts: list[bytes], seed: int) -> None:
     assert fed == [len(text) for text in texts]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SERVED)
 def test_a_row_is_bitwise_equal_alone_and_among_15_others(model_named, rows_of, name, seed):
     crowd_against_alone(model_named(name), rows_of, TEXTS, seed)

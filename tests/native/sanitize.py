@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hnet_runtime.ops.native import build, library
@@ -31,19 +32,26 @@ open_library().calls.hnet_product(matrix, malloc(15 * 4), 16, 1, ctypes.addresso
 """
 
 
-def runtime_of(compiler: build.Compiler) -> Path | None:
-    """The sanitizer's library that must be loaded before all others; None where the compiler has none."""
-    asked = subprocess.run(
-        [*compiler.command, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
-    )
-    path = Path(asked.stdout.strip())
-    return path if asked.returncode == 0 and path.is_absolute() and path.exists() else None
+def runtime_of(compiler: build.Compiler) -> tuple[Path, ...] | None:
+    """What must be loaded before all else; None where the compiler has no sanitizer.
+
+    The C++ library stands behind the sanitizer's: looked for at start, it would not be found in Python, and the first
+    exception that torch throws would be one that the sanitizer cannot pass on.
+    """
+    found = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [*compiler.command, f"-print-file-name={name}"]
+        path = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+        if not path.is_absolute() or not path.exists():
+            return None
+        found.append(path)
+    return tuple(found)
 
 
-def environment(runtime: Path, path: Path) -> dict[str, str]:
+def environment(runtime: tuple[Path, ...], path: Path) -> dict[str, str]:
     return {
         **os.environ,
-        "LD_PRELOAD": str(runtime),
+        "LD_PRELOAD": ":".join(map(str, runtime)),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch leave memory to the end of the process
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # so that Python's own objects are fenced
@@ -51,6 +59,28 @@ def environment(runtime: Path, path: Path) -> dict[str, str]:
         "HNET_NATIVE": "auto",
         library.OVERRIDE: str(path),
     }
+
+
+def watch(isa: str, runtime: tuple[Path, ...]) -> tuple[bool, str]:
+    """Whether all went well on one instruction set's library, and what was said."""
+    fenced = environment(runtime, LIBRARIES / f"libhnet_{isa}.so")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=fenced,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    overrun = run("-c", OVERRUN).stdout
+    if "heap-buffer-overflow" not in overrun:
+        return library.REFUSED in overrun, f"an overrun made on purpose was not caught: {overrun[-2000:]}"
+    options = ["-q", "-m", "not slow", "--capture=sys", "-p", "no:cacheprovider"]
+    tests = run("-m", "pytest", *options, "tests/native", *(f"--ignore=tests/native/{name}" for name in NOT_KERNELS))
+    return tests.returncode == 0, tests.stdout
 
 
 def main() -> int:
@@ -65,25 +95,23 @@ def main() -> int:
         return 0
     built = build.build(LIBRARIES, sanitized=True)
     print(built, flush=True)
-    if built.failed:
+    if not built.complete:
         return 1
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--capture=sys", "-p", "no:cacheprovider"]
-    tests += ["tests/native", *(f"--ignore=tests/native/{name}" for name in NOT_KERNELS)]
+    runnable = []
     for isa in (*built.compiled, *built.kept):
         os.environ[library.OVERRIDE] = str(LIBRARIES / f"libhnet_{isa}.so")
-        chosen = library.available()[0]
-        if not chosen.runnable:
-            print(f"sanitizers: {isa}: skipped: {chosen.reason}", flush=True)
-            continue
-        print(f"sanitizers: {isa}", flush=True)
-        fenced = environment(runtime, LIBRARIES / f"libhnet_{isa}.so")
-        overrun = subprocess.run([sys.executable, "-c", OVERRUN], cwd=ROOT, env=fenced, capture_output=True, text=True)
-        if "heap-buffer-overflow" not in overrun.stderr:
-            print(f"sanitizers: {isa}: an overrun made on purpose was not caught: {overrun.stderr[-2000:]}")
-            return 1
-        if subprocess.run(tests, cwd=ROOT, env=fenced, check=False).returncode:
-            return 1
-    return 0
+        # By files and processor alone: loaded here, without its runtime in front, it would end this process.
+        known = library.candidates()[0]
+        if known.runnable:
+            runnable.append(isa)
+        else:
+            print(f"sanitizers: {isa}: skipped: {known.reason}", flush=True)
+    all_well = True
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for isa, (well, said) in zip(runnable, pool.map(lambda isa: watch(isa, runtime), runnable), strict=True):
+            print(f"sanitizers: {isa}: {'well' if well else 'FAILED'}\n{said}", flush=True)
+            all_well = all_well and well
+    return 0 if all_well else 1
 
 
 if __name__ == "__main__":

@@ -78,6 +78,13 @@ def test_buckets_begin_at_a_tenth_of_a_millisecond(serve_in_thread: Callable[...
     assert 'hnet_inter_byte_latency_seconds_bucket{le="0.0001"}' in values
 
 
+def test_model_info_says_what_runs_the_model(serve_in_thread: Callable[..., Running]) -> None:
+    with serve_in_thread().client() as client:
+        families = {each.name: each for each in text_string_to_metric_families(client.get("/metrics").text)}
+    (info,) = families["hnet_model_info"].samples
+    assert (info.labels["device"], info.labels["dtype"], info.labels["kernels"]) == ("cpu", "float32", "torch")
+
+
 def test_the_names_of_another_server_are_there_when_asked_for(serve_in_thread: Callable[..., Running]) -> None:
     compat = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"}
     with serve_in_thread(settings={"metrics_compat": "vllm"}).client() as client:

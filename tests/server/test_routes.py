@@ -51,6 +51,7 @@ def test_models_lists_the_one_that_is_served(http: httpx.Client) -> None:
     (card,) = http.get("/v1/models").json()["data"]
     assert (card["id"], card["object"], card["max_model_len"]) == ("fake", "model", 512)
     assert [stage["parameters"] for stage in card["hnet"]["stages"]] == [10, 20, 30]
+    assert [card["hnet"][name] for name in ("device", "dtype", "kernels")] == ["cpu", "float32", "torch"]
     assert http.get("/v1/models/fake").json() == card
 
 

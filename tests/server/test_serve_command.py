@@ -64,6 +64,18 @@ def test_options_reach_the_settings_and_the_engine(started: list[tuple[ServerSet
     assert "api_key" not in launch.arguments
 
 
+@pytest.mark.parametrize(
+    ("line", "environment"),
+    [("--kernels native --quantization int8", {}), ("", {"HNET_KERNELS": "native", "HNET_QUANTIZATION": "int8"})],
+)
+def test_kernels_and_quantization_reach_the_engine(
+    started: list[tuple[ServerSettings, EngineLaunch]], line: str, environment: dict[str, str]
+) -> None:
+    assert invoke(*line.split(), **environment).exit_code == 0
+    arguments = started[0][1].arguments
+    assert (arguments["kernels"], arguments["quantization"]) == ("native", "int8")
+
+
 def test_the_environment_sets_what_the_command_line_does_not(
     started: list[tuple[ServerSettings, EngineLaunch]],
 ) -> None:
@@ -84,6 +96,8 @@ def test_the_environment_sets_what_the_command_line_does_not(
         (["--max-body-bytes", "nan"], {}, "--max-body-bytes"),
         (["--drain-timeout", "-1"], {}, "--drain-timeout"),
         (["--dtype", "float8"], {}, "--dtype"),
+        (["--kernels", "cuda"], {}, "--kernels"),
+        (["--quantization", "int4"], {}, "--quantization"),
         (["--batching", "aligned"], {}, "--batching"),
         (["--batching", "adaptive"], {}, "--batching"),
         (["--batching", "clever"], {}, "--batching"),

@@ -55,7 +55,7 @@ inline IntVec rounded(Vec x) {
   return x == x ? (IntVec)nearest : (IntVec)((u >> 16) | 0x40u);
 }
 
-// Activations as A tiles: [row tile][k tile][high, low] of 16 rows by 32 bfloat16, x = high + low to 17 bits.
+// Activations as A tiles: [row tile][k tile][high, low] of 16 rows by 32 bfloat16, x = high + low to 16 bits.
 inline void split(const float* x, int64_t ldx, int64_t rows, int64_t k, std::vector<Line>& out) {
   typedef uint16_t Halves __attribute__((vector_size(32)));
   const int64_t row_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, k_tiles = (k + 31) / 32;

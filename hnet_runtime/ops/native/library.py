@@ -61,13 +61,13 @@ def open_library() -> NativeLibrary | None:
         raise NativeError(f"{CHOICE}={choice}: must be auto, {', '.join(names)} or off")
     if choice == "off":
         return None
-    candidates = _candidates()
+    known = candidates()
     if os.environ.get(OVERRIDE):
-        return _open_asked(f"{OVERRIDE}={candidates[0].path}", candidates[0])
+        return _open_asked(f"{OVERRIDE}={known[0].path}", known[0])
     if choice != "auto":
-        (asked,) = (candidate for candidate in candidates if candidate.isa == choice)
+        (asked,) = (candidate for candidate in known if candidate.isa == choice)
         return _open_asked(f"{CHOICE}={choice}", asked)
-    for candidate in candidates:
+    for candidate in known:
         if candidate.runnable:
             opened = _open(candidate)
             if opened.calls.hnet_usable():
@@ -79,11 +79,11 @@ def open_library() -> NativeLibrary | None:
 
 def available() -> list[Candidate]:
     """What is known of each instruction set, best first; one that HNET_NATIVE_LIBRARY names shuts out the others."""
-    return [_tried(candidate) for candidate in _candidates()]
+    return [_tried(candidate) for candidate in candidates()]
 
 
-def _candidates() -> list[Candidate]:
-    """By files and processor flags alone."""
+def candidates() -> list[Candidate]:
+    """The same by files and processor flags alone, without loading a library."""
     named = os.environ.get(OVERRIDE)
     if not named:
         return [_candidate(isa) for isa in build.ISAS]

@@ -1,0 +1,76 @@
+"""A server in a process of its own on the loopback, waited for and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class ServerProcess:
+    """Runs `command`; `ready` is the path that answers 200 once it serves. Used in a `with`, which ends it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        ready: str,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.port, self._ready = port, ready
+        self._started = time.perf_counter()
+        with open(log or os.devnull, "wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, **(environment or {})},
+                stdout=output,
+                stderr=output if log else None,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)  # its own session: it and its children, nobody else
+            self._process.wait()
+
+    def wait(self, seconds: float = 600.0) -> float:
+        """Seconds from the start to the first answer; raises RuntimeError if the server ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server ended with exit code {self._process.returncode}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self._ready}", timeout=5) as answer:
+                    if answer.status == 200:
+                        return time.perf_counter() - self._started
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise RuntimeError("the server was not ready in time")
+
+
+def our_server(model: str, port: int, *options: str) -> ServerProcess:
+    """`hnet serve` of this checkout."""
+    command = [sys.executable, "-m", "server.cli.main", "serve", *([] if model == "demo" else [model])]
+    command += ["--port", str(port), "--log-level", "error", "--max-model-len", "2048", *options]
+    return ServerProcess(command, port, "/ready")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -96,11 +96,11 @@ class Tolerance:
         says = {
             "max_abs": "logits within {:.2g}",
             "rms": "rms of logits within {:.2g}",
-            "same_argmax": "same best byte at {:.0%} or more",
+            "same_argmax": "same best byte at {:.0%} at least",
             "p_max_abs": "p within {:.2g}",
             "p_rms": "rms of p within {:.2g}",
             "bits_per_byte": "bits per byte within {:.2g}",
-            "flips": "boundaries flipped {:.0%} or less",
+            "flips": "at most {:.0%} of boundaries flipped" if self.flips else "no boundary flipped",
         }
         asked = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name in says)
         return ", ".join(says[name].format(limit) for name, limit in asked if limit is not None)

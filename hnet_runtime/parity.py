@@ -101,6 +101,7 @@ def check_runtime(
         checks.append(check("native kernels against the torch path", twin, read_by(network), data, _loose(fine)))
         if engine_config.quantization is not None:
             name = f"{engine_config.quantization} against the reference"
+            del network  # before the other one takes memory
             network = build_model(config, dict(weights), engine_config, library)
             checks.append(check(name, reference, read_by(network), data, INT8))
         exact = True

@@ -5,6 +5,7 @@ Knows machines and weights; no requests.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 
@@ -45,7 +46,8 @@ def load_model(
     if library is None or directory is None or not source.weights or source.config.num_parameters < _CACHED_FROM:
         weights = load_weights(source, dtype=dtype, device=device, progress=progress)
         return build_model(source.config, weights, engine_config, library)
-    packing = (str(dtype), str(engine_config.quantization), library.isa, f"interface {binding.INTERFACE}")
+    shape = json.dumps(dict(source.config.source), sort_keys=True)
+    packing = (shape, str(dtype), str(engine_config.quantization), library.isa, f"interface {binding.INTERFACE}")
     key = cache.CacheKey.of(source.weights, *packing)
     packed = cache.load(directory, key)
     if packed is None:

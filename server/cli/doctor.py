@@ -103,11 +103,12 @@ def _check_lines(check: Check, checked_bytes: int) -> list[tuple[str, str]]:
     if bitwise:
         return lines
     flips = ", ".join(f"{flips} of {count}" for flips, count in zip(apart.flips, apart.positions, strict=True))
+    routers = f", max |Δ p| {apart.p_max_abs:.2g}, boundaries flipped {flips}" if flips else ""
     before, after = apart.bits_per_byte
     return [
         *lines,
         ("", f"max |Δ logit| {apart.max_abs:.2g}, rms {apart.rms:.2g}, same best byte {apart.same_argmax:.1%},"),
-        ("", f"bits per byte {before:.4f} and {after:.4f}" + (f", boundaries flipped {flips}" if flips else "")),
+        ("", f"bits per byte {before:.4f} and {after:.4f}{routers}"),
     ]
 
 

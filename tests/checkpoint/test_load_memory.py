@@ -96,7 +96,7 @@ def _growth(work: str, model: str, dtype: str, destination: Path) -> int:
         ("pt", "float32"),
         ("pt", "bfloat16"),
         ("st", "bfloat16"),
-        ("random", "bfloat16"),
+        pytest.param("random", "bfloat16", marks=pytest.mark.slow),
         pytest.param("st", "float32", marks=pytest.mark.slow),
         pytest.param("random", "float32", marks=pytest.mark.slow),
     ],

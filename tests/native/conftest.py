@@ -25,7 +25,7 @@ from hnet_runtime.config import ModelConfig
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.ops.native import binding, build
-from hnet_runtime.ops.native.library import OVERRIDE, NativeLibrary, available
+from hnet_runtime.ops.native.library import OVERRIDE, REFUSED, NativeLibrary, candidates
 from hnet_runtime.ops.native.packing import PackedMatrix
 
 TESTS = Path(__file__).parents[1]
@@ -56,10 +56,11 @@ def built() -> build.Built | None:
 def library_of(isa: str) -> NativeLibrary | str:
     """One library, forced by its path; or why this machine cannot run it."""
     assert built() is None or not built().failed, str(built())
-    candidate = next(candidate for candidate in available() if candidate.isa == isa)
+    candidate = next(candidate for candidate in candidates() if candidate.isa == isa)
     if candidate.path is None or not candidate.runnable:
         return candidate.reason
-    return NativeLibrary(isa, candidate.path, binding.load(candidate.path))
+    calls = binding.load(candidate.path)  # one that should load and does not is a failure, not a reason to skip
+    return NativeLibrary(isa, candidate.path, calls) if calls.hnet_usable() else REFUSED
 
 
 def isas() -> list[str]:

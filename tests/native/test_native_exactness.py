@@ -163,6 +163,25 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(model_named, rows_of, 
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
+def test_every_layout_has_the_same_bits_in_a_crowd_that_comes_in_pieces(generated, native_of, rows_of, numbers):
+    rows = rows_of(native_of(generated.config, generated.weights, numbers), num_rows=4, max_positions=128)
+    texts = {row: text(row, 40 + 6 * row) for row in range(1, 5)}
+    alone = {row: rows.run(5 - row, data) for row, data in texts.items()}
+    rng = random.Random(2)
+    for row in texts:
+        rows.open(row)
+    fed = dict.fromkeys(texts, 0)
+    while left := [row for row in texts if fed[row] < len(texts[row])]:
+        turn = rng.sample(left, rng.randrange(1, len(left) + 1))
+        pieces = {row: texts[row][fed[row] :][: rng.choice([1, 3, 20, 66])] for row in turn}
+        rows.feed(pieces)
+        for row, piece in pieces.items():
+            fed[row] += len(piece)
+    for row in texts:
+        assert_same(rows.close(row), alone[row])
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("name", ["b_2stage", "e_iso_T2", "mixed_letters"])
 def test_the_order_of_rows_in_a_forward_changes_nothing(model_named, rows_of, name, numbers):
     rows = rows_of(model_named(name, numbers), num_rows=5)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,6 +445,18 @@ def test_the_sampler_draws_what_its_twin_draws(library, noise, seed):
     assert [NativeSampler(library.calls).draw(logits[r : r + 1], [draws[r]])[0] for r in range(rows)] == found
 
 
+@pytest.mark.parametrize(
+    ("cut", "newest"), [({}, 255), ({"top_p": 0.5}, 127), ({"top_k": 10}, 9), ({"min_p": 1.0}, 255)]
+)
+def test_the_sampler_cuts_equals_where_its_twin_cuts_them(library, cut, newest):
+    """256 equal bytes: what is kept begins with byte 0 and ends before the bound."""
+    every = next(row for row, allowed in enumerate(utf8.mask_table()) if allowed.all())
+    logits, sampling = torch.zeros(2, 256), SamplingParams(temperature=1.0, **cut)
+    draws = [RowSampling(sampling, every, uniform) for uniform in (0.0, 1.0 - 2.0**-53)]
+    assert NativeSampler(library.calls).draw(logits, draws) == [0, newest]
+    assert Sampler(CPU).draw(logits, draws) == [0, newest]
+
+
 def test_weights_are_packed_with_nothing_lost(ops, noise):
     for dtype, per_word in ((torch.float32, 1), (torch.bfloat16, 2), (torch.int8, 4)):
         weight = (50 * noise(37, 11)).to(dtype)
@@ -460,3 +474,36 @@ def test_an_output_without_weights_is_quantised_to_zero(ops, noise):
     assert torch.equal(found[:, 3], torch.zeros(2))
     assert found.isfinite().all()
     assert np.count_nonzero(found) == 38
+
+
+# ── the interface ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_structs_have_the_same_size_here_and_there(ops):
+    here = [
+        binding.Matrix,
+        binding.Layer,
+        binding.Stack,
+        binding.Slots,
+        binding.Stage,
+        binding.Model,
+        binding.Draw,
+        binding.StageReport,
+    ]
+    there = (ctypes.c_int64 * len(here))()
+    ops.calls.hnet_struct_sizes(there)
+    assert list(there) == [ctypes.sizeof(struct) for struct in here]
+
+
+def test_a_library_that_lacks_a_call_is_refused_in_one_line(ops, monkeypatch):
+    """Older than the sources, though nobody raised the interface's number."""
+
+    class Older:
+        hnet_interface = ops.calls.hnet_interface
+
+        def __getattr__(self, name: str):
+            raise AttributeError(f"/here/libhnet_old.so: undefined symbol: {name}")
+
+    monkeypatch.setattr(binding.ctypes, "CDLL", lambda path: Older())
+    with pytest.raises(binding.NativeError, match=r"^libhnet_old.so: lacks hnet_lanes; build the package again$"):
+        binding.load(Path("libhnet_old.so"))

@@ -4,7 +4,8 @@
 // meets another one, and missing rows of a tile are zeros. So the sum is the same for any number of rows.
 // The packed blocks of linear.h are B tiles as they stand: sixteen words of k by sixteen outputs.
 #pragma once
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if (defined(__AMX_BF16__) && defined(__AMX_INT8__)) || (defined(__AMXBF16__) && defined(__AMXINT8__))  // clang 14
+#define HNET_AMX
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -11,7 +11,7 @@ from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
-INTERFACE = 1  # what hnet_interface() must answer; raised with every change of a struct or call
+INTERFACE = 2  # what hnet_interface() must answer; raised with every change of a struct or call
 FLOAT32, BFLOAT16, INT8 = range(3)
 
 
@@ -147,6 +147,14 @@ def load(path: Path) -> Any:
     found.restype = c_int64
     if found() != INTERFACE:
         raise NativeError(f"{path}: built for interface {found()}, not {INTERFACE}; build the package again")
+    try:
+        _declare(library)
+    except AttributeError as error:  # of the same interface by its number, yet older than these sources
+        raise NativeError(f"{path}: lacks {str(error).rpartition(': ')[2]}; build the package again") from error
+    return library
+
+
+def _declare(library: Any) -> None:
     library.hnet_lanes.restype = c_int64
     library.hnet_usable.restype = c_int64
     library.hnet_word_multiple.restype = c_int64
@@ -161,7 +169,6 @@ def load(path: Path) -> Any:
     library.hnet_sample.argtypes = (c_int64, c_void_p, POINTER(Draw), c_void_p)
     library.hnet_product.restype = None
     library.hnet_product.argtypes = (POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64)
-    return library
 
 
 def single_ops(library: Any) -> Any:
@@ -179,6 +186,7 @@ def single_ops(library: Any) -> Any:
         "hnet_rotate": (c_void_p, c_void_p, c_void_p, c_int64),
         "hnet_attend": (c_void_p, *(c_int64,) * 6, POINTER(Slots), c_int64, c_void_p, c_void_p, c_void_p),
         "hnet_quantize": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+        "hnet_struct_sizes": (c_void_p,),
     }
     for name, argument_types in calls.items():
         call = getattr(library, name)

@@ -9,7 +9,7 @@ using namespace hnet;
 
 extern "C" {
 
-int64_t hnet_interface() { return 1; }
+int64_t hnet_interface() { return 2; }
 
 int64_t hnet_lanes() { return LANES; }
 
@@ -18,7 +18,7 @@ int64_t hnet_word_multiple(int64_t kind) { return word_multiple(kind); }
 // Whether this process may run the code: the system can refuse registers that the processor has. To be asked before
 // any product runs, since asking is what gets them.
 int64_t hnet_usable() {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if defined(HNET_AMX)
   return amx_permitted();
 #else
   return 1;

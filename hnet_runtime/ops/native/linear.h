@@ -34,7 +34,7 @@ struct Matrix {
 
 // Words of an output come in multiples of this: whole tiles where there are tiles.
 inline int64_t word_multiple(int64_t kind) {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if defined(HNET_AMX)
   return kind == FLOAT32 ? 1 : TILE_WORDS;
 #else
   (void)kind;
@@ -51,7 +51,7 @@ struct Quantized {
   std::vector<uint8_t> q;     // [rows, stride]
   std::vector<float> scale;   // [rows]
   int64_t stride = 0;
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if defined(HNET_AMX)
   std::vector<Line> tiles;       // activations in A tiles, of either kind
 #endif
 
@@ -205,7 +205,7 @@ struct Product {
     store(out, add ? load(out) + value : value);
   }
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if defined(HNET_AMX)
   // Up to four blocks from `first` on, all rows.
   template <int B, bool BYTES>
   void tiles(int64_t first, int64_t count) const {
@@ -266,7 +266,7 @@ inline void product(const Matrix& m, const float* x, int64_t ldx, int64_t rows, 
   if (m.kind == INT8) scratch.take(x, ldx, rows, m.k);
   const Product call{m, x, ldx, y, ldy, add, &scratch};
   const int64_t groups = (m.n + GROUP * LANES - 1) / (GROUP * LANES), cost = rows * m.n * m.k;
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if defined(HNET_AMX)
   if (m.kind != FLOAT32) {
     if (m.kind == INT8)
       tile_bytes(scratch.q.data(), scratch.stride, rows, m.k, scratch.tiles);

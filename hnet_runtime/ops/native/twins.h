@@ -6,7 +6,9 @@
 #include "attention.h"
 #include "conv.h"
 #include "linear.h"
+#include "model.h"
 #include "norm.h"
+#include "sampler.h"
 #include "ssm.h"
 #include "vec.h"
 
@@ -107,6 +109,13 @@ void hnet_quantize(const float* x, int64_t rows, int64_t k, uint8_t* q, float* s
   quantized.take(x, k, rows, k);
   std::copy(quantized.q.begin(), quantized.q.end(), q);
   std::copy(quantized.scale.begin(), quantized.scale.end(), scale);
+}
+
+// Bytes of each struct, in the order in which binding.py has them.
+void hnet_struct_sizes(int64_t* sizes) {
+  const int64_t each[] = {sizeof(hnet::Matrix), sizeof(hnet::Layer), sizeof(hnet::Stack), sizeof(hnet::Slots),
+                          sizeof(hnet::Stage),  sizeof(hnet::Model), sizeof(hnet::Draw),  sizeof(hnet::StageReport)};
+  std::copy(std::begin(each), std::end(each), sizes);
 }
 
 }  // extern "C"

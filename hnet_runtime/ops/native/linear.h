@@ -16,13 +16,9 @@
 namespace hnet {
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
-constexpr int64_t GROUP = 4;  // blocks of outputs that a thread takes at once
+constexpr int64_t GROUP = 4;    // blocks of outputs that a thread takes at once
+constexpr int64_t ROWS = 256;   // whose activations it keeps in the cache while it passes all of its blocks
 
-#if defined(__AVX512F__)
-constexpr int TALLEST = 16;  // rows of a tile whose sums fit the registers
-#else
-constexpr int TALLEST = 8;
-#endif
 
 struct Matrix {
   int64_t kind, n, k;       // outputs, inputs
@@ -129,9 +125,7 @@ inline void tile(const uint32_t* w, int64_t apart, bool fetch, int64_t k, const 
     for (int r = 0; r < R; r++) {
       const float a0 = x[r * ldx + i], a1 = x[r * ldx + i + 1];
 #pragma GCC unroll 4
-      for (int b = 0; b < B; b++) {
-        acc[r][b] = fma(odd[b], a1, fma(even[b], a0, acc[r][b]));
-      }
+      for (int b = 0; b < B; b++) acc[r][b] = fma(odd[b], a1, fma(even[b], a0, acc[r][b]));
     }
   }
   if (i < k)
@@ -168,18 +162,28 @@ struct Product {
   bool add;     // y += instead of y =
   const Quantized* quantized;
 
+  template <int R, int B, class Sum>
+  static void clear(Sum (&sums)[R][B]) {  // "= {}" would write through memory
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int b = 0; b < B; b++) sums[r][b] = Sum{};
+  }
+
   template <int R, int B>
   void block(int64_t first, int64_t row) const {
     const int64_t words = words_of(m.kind, m.k), apart = words * LANES;
     const uint32_t* w = static_cast<const uint32_t*>(m.data) + first * apart;
     const bool fetch = row == 0;
-    Vec sums[R][B] = {};
+    Vec sums[R][B];
+    clear(sums);
     if (m.kind == FLOAT32) {
       tile<R, B>(reinterpret_cast<const float*>(w), apart, fetch, m.k, x + row * ldx, ldx, sums);
     } else if (m.kind == BFLOAT16) {
       tile<R, B>(w, apart, fetch, m.k, x + row * ldx, ldx, sums);
     } else {
-      IntVec counts[R][B] = {};
+      IntVec counts[R][B];
+      clear(counts);
       const uint8_t* q = quantized->q.data() + row * quantized->stride;
       tile<R, B>(w, apart, fetch, (m.k + 3) / 4, q, quantized->stride, counts);
       for (int r = 0; r < R; r++)
@@ -206,13 +210,13 @@ struct Product {
   }
 
 #if defined(HNET_AMX)
-  // Up to four blocks from `first` on, all rows.
+  // Up to four blocks from `first` on, rows begin…count; begin is a multiple of a tile's rows.
   template <int B, bool BYTES>
-  void tiles(int64_t first, int64_t count) const {
+  void tiles(int64_t first, int64_t begin, int64_t count) const {
     const int64_t k_tiles = words_of(m.kind, m.k) / TILE_WORDS, apart = k_tiles * TILE_BYTES;
     const char* w = static_cast<const char*>(m.data) + first * apart;
     alignas(64) int32_t sums[B * 256];
-    for (int64_t row = 0; row < count; row += TILE_ROWS) {
+    for (int64_t row = begin; row < count; row += TILE_ROWS) {
       const Line* a = quantized->tiles.data() + row * k_tiles * (BYTES ? 1 : 2);
       tile_sums<B, BYTES>(a, w, apart, k_tiles, row == 0, sums);
       for (int64_t r = 0; r < std::min(TILE_ROWS, count - row); r++)
@@ -224,39 +228,42 @@ struct Product {
   }
 
   template <bool BYTES>
-  void tile_group(int64_t index, int64_t count) const {
+  void tile_group(int64_t index, int64_t begin, int64_t count) const {
     const int64_t first = index * GROUP;
     switch (std::min(GROUP, (m.n + LANES - 1) / LANES - first)) {
-      case 4: return tiles<4, BYTES>(first, count);
-      case 3: return tiles<3, BYTES>(first, count);
-      case 2: return tiles<2, BYTES>(first, count);
-      default: return tiles<1, BYTES>(first, count);
+      case 4: return tiles<4, BYTES>(first, begin, count);
+      case 3: return tiles<3, BYTES>(first, begin, count);
+      case 2: return tiles<2, BYTES>(first, begin, count);
+      default: return tiles<1, BYTES>(first, begin, count);
     }
   }
 #endif
 
-  // R rows at a time, B blocks at a time, over blocks first…last, from `row` on; returns the first row left.
+  // Blocks first…last by rows row…count, in tiles of R rows and B blocks; returns the first row left.
   template <int R, int B>
-  int64_t rows(int64_t first, int64_t last, int64_t row, int64_t count) const {
+  int64_t pass(int64_t first, int64_t last, int64_t row, int64_t count) const {
     const int64_t until = row + (count - row) / R * R;
-    for (int64_t r = row; r < until; r += R) {
-      int64_t b = first;
-      for (; b + B <= last; b += B) block<R, B>(b, r);
-      for (; b < last; b++) block<R, 1>(b, r);
-    }
+    for (; first + B <= last; first += B)
+      for (int64_t r = row; r < until; r += R) block<R, B>(first, r);
+    for (; first < last; first++)
+      for (int64_t r = row; r < until; r += R) block<R, 1>(first, r);
     return until;
   }
 
-  void group(int64_t index, int64_t count) const {
+  void group(int64_t index, int64_t row, int64_t count) const {
     const int64_t first = index * GROUP, last = std::min(first + GROUP, (m.n + LANES - 1) / LANES);
-    int64_t row = 0;
-    // The tallest tile leaves registers for one block, which stays in the cache while all rows pass.
-    if (count >= TALLEST)
-      for (int64_t b = first; b < last; b++) row = rows<TALLEST, 1>(b, b + 1, 0, count);
-    if constexpr (TALLEST > 8) row = rows<8, 2>(first, last, row, count);
-    row = rows<4, TALLEST / 4>(first, last, row, count);
-    row = rows<2, 4>(first, last, row, count);
-    rows<1, 4>(first, last, row, count);
+    // The more sums a tile keeps in registers, the fewer loads a product takes; a tile's blocks stay in the cache while
+    // all rows pass.
+#if defined(__AVX512F__)  // 32 registers
+    row = pass<16, 1>(first, last, row, count);
+    row = pass<8, 2>(first, last, row, count);
+    row = pass<4, 4>(first, last, row, count);
+#else  // 16, of which bfloat16 and 8 bits take some to unpack weights
+    if (m.kind == FLOAT32) row = pass<6, 2>(first, last, row, count);
+    row = pass<4, 2>(first, last, row, count);
+#endif
+    row = pass<2, 4>(first, last, row, count);
+    pass<1, 4>(first, last, row, count);
   }
 };
 
@@ -274,14 +281,18 @@ inline void product(const Matrix& m, const float* x, int64_t ldx, int64_t rows, 
       split(x, ldx, rows, m.k, scratch.tiles);
     pool.run(groups, cost / 8, [&](int64_t begin, int64_t end) {
       const Tiles configured;
-      for (int64_t g = begin; g < end; g++)
-        m.kind == INT8 ? call.tile_group<true>(g, rows) : call.tile_group<false>(g, rows);
+      for (int64_t row = 0; row < rows; row += ROWS)
+        for (int64_t g = begin; g < end; g++) {
+          const int64_t until = std::min(row + ROWS, rows);
+          m.kind == INT8 ? call.tile_group<true>(g, row, until) : call.tile_group<false>(g, row, until);
+        }
     });
     return;
   }
 #endif
   pool.run(groups, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; g++) call.group(g, rows);
+    for (int64_t row = 0; row < rows; row += ROWS)
+      for (int64_t g = begin; g < end; g++) call.group(g, row, std::min(row + ROWS, rows));
   });
 }
 

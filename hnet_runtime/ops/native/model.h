@@ -80,6 +80,15 @@ struct Buffer {
   float* row(int64_t i) const { return data.get() + i * stride; }
 };
 
+// What one pass of a stack's layers takes: positions of spans, and their vectors, which it changes in place.
+struct Part {
+  Spans spans;
+  float* h;
+  int64_t stride;
+
+  float* row(int64_t i) const { return h + i * stride; }
+};
+
 class Forward {
  public:
   Forward(const Model& model, int threads) : model_(model), pool_(threads), levels_(model.num_stages) {}
@@ -145,30 +154,51 @@ class Forward {
   void multiply(const Matrix& m, const Buffer& x, int64_t rows, Buffer& y, bool add) {
     product(m, x.data.get(), x.stride, rows, y.data.get(), y.stride, add, pool_, quantized_);
   }
+  void multiply(const Matrix& m, const Buffer& x, const Part& sum) {
+    product(m, x.data.get(), x.stride, sum.spans.total, sum.h, sum.stride, true, pool_, quantized_);
+  }
 
-  void normalize(const Buffer& x, const float* weight, int64_t rows, int64_t width, Buffer& out) {
-    pool_.run(rows, rows * width * 4, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; t++) rms_norm(x.row(t), weight, width, out.row(t));
+  // RMSNorm of the part's vectors.
+  void normalize(const Part& part, const float* weight, int64_t width, float* out, int64_t stride) {
+    const int64_t total = part.spans.total;
+    pool_.run(total, total * width * 4, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) rms_norm(part.row(t), weight, width, out + t * stride);
     });
   }
 
-  // level.h → norm(level.h + the layers' outputs). level.h itself is the residual stream on the way.
+  // level.h → norm(level.h + the layers' outputs). level.h itself is the residual stream on the way. Long prompts pass
+  // all layers in parts, so that what lies between two operations stays in the cache.
   void stack(const Stage& stage, const Stack& layers, Level& level) {
-    const int64_t total = level.spans.total, width = stage.d_model;
-    normed_.take(total, width);
-    for (int64_t i = 0; i < layers.num_layers; i++) {
-      const Layer& layer = layers.layers[i];
-      normalize(level.h, layer.norm1, total, width, normed_);
-      layer.is_attention ? attention(stage, layer, level) : mamba2(stage, layer, level);
-      if (!layer.has_mlp) continue;
-      normalize(level.h, layer.norm2, total, width, normed_);
-      mlp(stage, layer, level);
-    }
-    normalize(level.h, layers.norm, total, width, level.h);
+    Part part{{}, level.h.data.get(), level.h.stride};
+    for (const Span& span : level.spans.each)
+      for (int64_t t = 0; t < span.length;) {
+        const int64_t length = std::min(span.length - t, PART - part.spans.total);
+        part.spans.add(span.row, span.start + t, length);
+        t += length;
+        if (part.spans.total < PART) continue;
+        pass(stage, layers, part);
+        part.h += PART * part.stride;
+        part.spans.clear();
+      }
+    if (part.spans.total) pass(stage, layers, part);
   }
 
-  void mamba2(const Stage& stage, const Layer& layer, Level& level) {
-    const Spans& spans = level.spans;
+  void pass(const Stage& stage, const Stack& layers, const Part& part) {
+    const int64_t width = stage.d_model;
+    normed_.take(part.spans.total, width);
+    for (int64_t i = 0; i < layers.num_layers; i++) {
+      const Layer& layer = layers.layers[i];
+      normalize(part, layer.norm1, width, normed_.data.get(), normed_.stride);
+      layer.is_attention ? attention(stage, layer, part) : mamba2(stage, layer, part);
+      if (!layer.has_mlp) continue;
+      normalize(part, layer.norm2, width, normed_.data.get(), normed_.stride);
+      mlp(stage, layer, part);
+    }
+    normalize(part, layers.norm, width, part.h, part.stride);
+  }
+
+  void mamba2(const Stage& stage, const Layer& layer, const Part& part) {
+    const Spans& spans = part.spans;
     const int64_t heads = stage.ssm_heads, inner = heads * HEAD_DIM, states = stage.d_state;
     const int64_t channels = inner + 2 * states, depth = stage.d_conv - 1;
     wide_.take(spans.total, 2 * inner + 2 * states + heads);  // z, x, B, C, dt
@@ -201,11 +231,11 @@ class Forward {
     pool_.run(spans.total, spans.total * inner * 20, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) gated_rms_norm(out_.row(t), wide_.row(t), layer.ssm_norm, inner, out_.row(t));
     });
-    multiply(layer.out_proj, out_, spans.total, level.h, true);
+    multiply(layer.out_proj, out_, part);
   }
 
-  void attention(const Stage& stage, const Layer& layer, Level& level) {
-    const Spans& spans = level.spans;
+  void attention(const Stage& stage, const Layer& layer, const Part& part) {
+    const Spans& spans = part.spans;
     const int64_t heads = stage.heads, dim = stage.head_dim, width = stage.d_model, half = stage.rotary_half;
     wide_.take(spans.total, 3 * width);
     multiply(layer.in_proj, normed_, spans.total, wide_, false);
@@ -234,11 +264,11 @@ class Forward {
                             out, out_.stride, scratch);
       }
     });
-    multiply(layer.out_proj, out_, spans.total, level.h, true);
+    multiply(layer.out_proj, out_, part);
   }
 
-  void mlp(const Stage& stage, const Layer& layer, Level& level) {
-    const int64_t total = level.spans.total, width = stage.d_mlp;  // a multiple of LANES
+  void mlp(const Stage& stage, const Layer& layer, const Part& part) {
+    const int64_t total = part.spans.total, width = stage.d_mlp;  // a multiple of LANES
     wide_.take(total, 2 * width);
     multiply(layer.fc1, normed_, total, wide_, false);
     out_.take(total, width);
@@ -248,7 +278,7 @@ class Forward {
         for (int64_t i = 0; i < width; i += LANES) store(out_.row(t) + i, silu(load(row + width + i)) * load(row + i));
       }
     });
-    multiply(layer.fc2, out_, total, level.h, true);
+    multiply(layer.fc2, out_, part);
   }
 
   // A boundary by chance instead of the router's; see override.py.
@@ -363,6 +393,7 @@ class Forward {
     product(model_.head, normed_.data.get(), normed_.stride, wanted, logits, 256, false, pool_, quantized_);
   }
 
+  static constexpr int64_t PART = 256;      // positions that pass a stack together
   static constexpr int64_t CHANNELS = 256;  // of the convolution that one task takes
 
   const Model model_;

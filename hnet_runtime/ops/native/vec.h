@@ -71,8 +71,8 @@ inline Vec fma(Vec a, float b, Vec c) { return fma(a, splat(b), c); }
 
 typedef float Four __attribute__((vector_size(16)));
 
-// Halves are added to halves until one lane is left.
-inline float sum_lanes(Vec v) {
+// Halves are added to halves until four lanes are left.
+inline Four fold(Vec v) {
 #if defined(__AVX512F__)
   typedef float Eight __attribute__((vector_size(32)));
   const Eight eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
@@ -81,12 +81,26 @@ inline float sum_lanes(Vec v) {
   const Vec eight = v;
 #endif
 #if defined(__AVX2__)
-  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
 #else
-  const Four four = v;
+  return v;
 #endif
+}
+
+// And further, until one is left.
+inline float sum_lanes(Vec v) {
+  const Four four = fold(v);
   const Four two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
   return two[0] + two[1];
+}
+
+// The sums of four registers, each in the order of sum_lanes.
+inline Four sum_lanes(const Vec (&v)[4]) {
+  const Four a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+  const Four ab02 = __builtin_shufflevector(a, b, 0, 4, 2, 6), ab13 = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+  const Four cd02 = __builtin_shufflevector(c, d, 0, 4, 2, 6), cd13 = __builtin_shufflevector(c, d, 1, 5, 3, 7);
+  return (__builtin_shufflevector(ab02, cd02, 0, 1, 4, 5) + __builtin_shufflevector(ab02, cd02, 2, 3, 6, 7)) +
+         (__builtin_shufflevector(ab13, cd13, 0, 1, 4, 5) + __builtin_shufflevector(ab13, cd13, 2, 3, 6, 7));
 }
 
 inline Vec as_float(IntVec v) { Vec f; std::memcpy(&f, &v, sizeof f); return f; }

@@ -4,7 +4,7 @@
 
 Each has an environment of its own below --folder (build/ecosystem), made on first use: llama.cpp is compiled, which
 takes ten minutes or more. Models are random weights made here; servers listen on the loopback. The compared sides run
-in turn, and the better of two turns of each counts.
+in turn, one stopped while the other works, and the better of two turns of each counts.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def against_vllm(folder: Path) -> list[Row]:
         their_start = theirs.wait(900)
         with our_server(f"random:{shape}", free_port(), "--dtype", "bfloat16") as ours:
             our_start = ours.wait()
-            asyncio.run(run_streams(port, _prompts(1), 16, "peer"))
-            asyncio.run(run_streams(ours.port, _prompts(1), 16))
-            report, table = _compare_streams(port, ours.port)
+            report, table = _compare_streams(theirs, ours)
     report += [
         Row("vllm start-up", their_start, "s"),
         Row("hnet start-up", our_start, "s", "vllm start-up", our_start / their_start),
@@ -125,13 +123,25 @@ def against_vllm(folder: Path) -> list[Row]:
     return report
 
 
-def _compare_streams(their_port: int, our_port: int) -> tuple[list[Row], list[list[str]]]:
+def _compare_streams(theirs: ServerProcess, ours: ServerProcess) -> tuple[list[Row], list[list[str]]]:
+    """Loads one server while the other one is stopped: an idle one may spin, and there are few cores."""
+
+    def their_load(streams: int, new_bytes: int = NEW_BYTES) -> Load:
+        with ours.paused():
+            return asyncio.run(run_streams(theirs.port, _prompts(streams), new_bytes, "peer"))
+
+    def our_load(streams: int, new_bytes: int = NEW_BYTES) -> Load:
+        with theirs.paused():
+            return asyncio.run(run_streams(ours.port, _prompts(streams), new_bytes))
+
+    their_load(1, 16)
+    our_load(1, 16)
     report, table = [], []
     for streams, rate_target in ((1, "≥ 4×"), (16, "≥ 2×")):
         loads: dict[str, list[Load]] = {"vllm": [], "hnet": []}
         for _ in range(TURNS):
-            loads["vllm"].append(asyncio.run(run_streams(their_port, _prompts(streams), NEW_BYTES, "peer")))
-            loads["hnet"].append(asyncio.run(run_streams(our_port, _prompts(streams), NEW_BYTES)))
+            loads["vllm"].append(their_load(streams))
+            loads["hnet"].append(our_load(streams))
         rate = {side: max(load.generated / load.seconds for load in each) for side, each in loads.items()}
         first = {side: 1e3 * min(load.first for load in each) for side, each in loads.items()}
         for what, unit, figure, target in (

@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -47,6 +48,15 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)  # its own session: it and its children, nobody else
             self._process.wait()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped while the block runs, so that what it does when idle costs another server nothing."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def wait(self, seconds: float = 600.0) -> float:
         """Seconds from the start to the first answer; raises RuntimeError if the server ends or takes too long."""

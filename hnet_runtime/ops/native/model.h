@@ -217,7 +217,8 @@ class Forward {
     });
     out_.take(spans.total, inner);
     float* ssm = static_cast<float*>(layer.second_state);
-    pool_.run(spans.count() * heads, spans.total * inner * states / 4, [&](int64_t begin, int64_t end) {
+    // A row's states come from memory and go back to it, once for all of its span.
+    pool_.run(spans.count() * heads, (spans.total + 3 * spans.count()) * inner * states, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
         const Span& span = spans.each[task / heads];
         const int64_t h = task % heads;

@@ -42,9 +42,19 @@ inline int64_t words_of(int64_t kind, int64_t k) {  // 32-bit words an output ta
   return round_up(kind == FLOAT32 ? k : kind == BFLOAT16 ? (k + 1) / 2 : (k + 3) / 4, word_multiple(kind));
 }
 
-// One row's activations in 8 bits: x ≈ scale · (q − 128).
+// Where products of bytes are taken by pairs of 16 bits (AVX2), an activation takes two bytes: of each four, the first
+// and the third are one 32-bit pair, the second and the fourth the next.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr int64_t QUAD = 8;  // bytes of the four activations that meet a word of weights
+inline int64_t place(int64_t i) { return i / 4 * QUAD + i % 2 * 4 + i / 2 % 2 * 2; }
+#else
+constexpr int64_t QUAD = 4;
+inline int64_t place(int64_t i) { return i; }
+#endif
+
+// Rows of activations in 8 bits: x ≈ scale · (q − 128).
 struct Quantized {
-  std::vector<uint8_t> q;     // [rows, stride]
+  std::vector<uint8_t> q;     // [rows, stride], by place()
   std::vector<float> scale;   // [rows]
   int64_t stride = 0;
 #if defined(HNET_AMX)
@@ -52,36 +62,42 @@ struct Quantized {
 #endif
 
   void take(const float* x, int64_t ldx, int64_t rows, int64_t k) {
-    stride = round_up(k, 4);
-    q.assign(rows * stride, 128);
+    stride = (k + 3) / 4 * QUAD;
+    q.assign(rows * stride, 0);
     scale.resize(rows);
     for (int64_t r = 0; r < rows; r++) {
       const float* row = x + r * ldx;
+      uint8_t* out = q.data() + r * stride;
       float largest = 0;
       bool numbers = true;  // max() passes over NaN
       for (int64_t i = 0; i < k; i++) largest = std::max(largest, std::fabs(row[i])), numbers &= row[i] == row[i];
       scale[r] = numbers && std::isfinite(largest) ? largest / 127.0f : NAN;
       const float inverse = 127.0f / largest;
-      if (!std::isfinite(scale[r]) || !std::isfinite(inverse)) continue;  // zeros: none of it fits an integer
+      const bool fits = std::isfinite(scale[r]) && std::isfinite(inverse);  // else zeros: none of it fits an integer
       for (int64_t i = 0; i < k; i++)
-        q[r * stride + i] = static_cast<uint8_t>(128 + static_cast<int>(std::nearbyint(row[i] * inverse)));
+        out[place(i)] = fits ? static_cast<uint8_t>(128 + static_cast<int>(std::nearbyint(row[i] * inverse))) : 128;
+      for (int64_t i = k; i % 4; i++) out[place(i)] = 128;
     }
   }
 };
 
-inline IntVec dot_bytes(IntVec acc, IntVec weights, uint32_t bytes) {  // acc + Σ of four products, unsigned · signed
+inline int32_t load_word(const uint8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// acc + Σ of four products, unsigned · signed; quad: four activations by place().
+inline IntVec dot_bytes(IntVec acc, IntVec weights, const uint8_t* quad) {
 #if defined(__AVX512VNNI__)
-  return (IntVec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(static_cast<int>(bytes)), (__m512i)weights);
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(load_word(quad)), (__m512i)weights);
 #elif defined(__AVX2__)
-  const int even = static_cast<int>(bytes & 0xff00ff), odd = static_cast<int>((bytes >> 8) & 0xff00ff);
   const __m256i w = (__m256i)weights;
-  const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), high = _mm256_srai_epi16(w, 8);
-  const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_set1_epi32(even)),
-                                       _mm256_madd_epi16(high, _mm256_set1_epi32(odd)));
-  return acc + (IntVec)sum;
+  const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), odd = _mm256_srai_epi16(w, 8);
+  return acc + (IntVec)_mm256_madd_epi16(even, _mm256_set1_epi32(load_word(quad))) +
+         (IntVec)_mm256_madd_epi16(odd, _mm256_set1_epi32(load_word(quad + 4)));
 #else
-  for (int byte = 0; byte < 4; byte++)
-    acc += ((weights << (24 - 8 * byte)) >> 24) * static_cast<int32_t>((bytes >> (8 * byte)) & 0xff);
+  for (int byte = 0; byte < 4; byte++) acc += ((weights << (24 - 8 * byte)) >> 24) * static_cast<int32_t>(quad[byte]);
   return acc;
 #endif
 }
@@ -145,10 +161,8 @@ inline void tile(const uint32_t* w, int64_t apart, bool fetch, int64_t words, co
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      uint32_t bytes;
-      std::memcpy(&bytes, q + r * ldq + 4 * i, 4);
 #pragma GCC unroll 4
-      for (int b = 0; b < B; b++) acc[r][b] = dot_bytes(acc[r][b], weights[b], bytes);
+      for (int b = 0; b < B; b++) acc[r][b] = dot_bytes(acc[r][b], weights[b], q + r * ldq + QUAD * i);
     }
   }
 }

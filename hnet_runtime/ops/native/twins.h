@@ -107,7 +107,9 @@ void hnet_attend(const float* qkv, int64_t heads, int64_t head_dim, int64_t row,
 void hnet_quantize(const float* x, int64_t rows, int64_t k, uint8_t* q, float* scale) {
   hnet::Quantized quantized;
   quantized.take(x, k, rows, k);
-  std::copy(quantized.q.begin(), quantized.q.end(), q);
+  const int64_t padded = (k + 3) / 4 * 4;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = 0; i < padded; i++) q[r * padded + i] = quantized.q[r * quantized.stride + hnet::place(i)];
   std::copy(quantized.scale.begin(), quantized.scale.end(), scale);
 }
 

@@ -5,6 +5,7 @@ Knows the shapes a model's state has; nothing of requests, and not when a row is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -132,9 +133,12 @@ class ModelState:
         return AttentionState(k=self._zeros(*shape, dtype=self._kv_dtype), v=self._zeros(*shape, dtype=self._kv_dtype))
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        # On a CPU the system hands out zeroed memory when it is first written: an arena that is
-        # never used costs address space only.
-        return torch.zeros(shape, dtype=dtype, device=self.device)
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        # The system hands out zeroed memory when it is first written: an arena that is never used costs address
+        # space only. torch.zeros would write all of it.
+        size = math.prod(shape) * dtype.itemsize
+        return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,6 +48,18 @@ def test_a_new_state_is_zero(generated):
     state = state_of(generated.config)
     assert all(not tensor.any() for stage in state.stages for tensor in stage.tensors())
     assert all(not stage.positions.any() for stage in state.stages)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of a process's memory")
+def test_an_arena_takes_memory_only_where_it_is_written(golden_case):
+    before = resident_bytes()
+    state = state_of(golden_case("b_2stage").config, kv_positions=2**22, max_positions=2**12)
+    assert state.nbytes > 2**29
+    assert resident_bytes() - before < 2**26
 
 
 def test_reset_makes_rows_as_if_they_had_never_run_and_leaves_others(generated):

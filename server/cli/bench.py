@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-BENCHMARKS = ("roofline", "decode", "prefill", "peers")
+BENCHMARKS = ("roofline", "decode", "prefill", "peers", "precision", "start")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 @click.argument("name", type=click.Choice(BENCHMARKS))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, arguments: tuple[str, ...]) -> int:
-    """Run a benchmark from a checkout: roofline, decode, prefill or peers, each with its own --help.
+    """Run a benchmark from a checkout, each with its own --help.
 
     --json FILE writes the figures, in the form that docs/performance.md states.
     """

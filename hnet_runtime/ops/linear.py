@@ -19,6 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    x = x.contiguous()  # by strides and alignment, too, a library picks its kernel
     rows = x.shape[0]
     transposed = weight.t()
     if rows == ROW_TILE:

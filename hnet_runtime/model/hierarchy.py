@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hnet_runtime.config import ModelConfig, StageConfig
+from hnet_runtime.config import VOCAB_SIZE, ModelConfig, StageConfig
 from hnet_runtime.model.blocks import IsotropicStack, StageContext
 from hnet_runtime.model.override import RouterOverride
-from hnet_runtime.model.results import Result, StageWork, Verdicts
+from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
 from hnet_runtime.ops.attention import KeyGrid
 from hnet_runtime.ops.ema import smooth
 from hnet_runtime.ops.linear import linear
@@ -163,42 +164,105 @@ class HNet:
         """[T, D] → [T, V] fp32, rounded to the model's dtype before as the released model does."""
         return linear(hidden, self.head).float()
 
+    @torch.inference_mode()
+    def step(
+        self, state: ModelState, rows: Sequence[int], data: bytes, *, stage: int = 0, parks: bool = True
+    ) -> StepResult:
+        """One position of each row at `stage`: its next byte where that is 0, else what it was parked with.
+
+        rows: distinct; data: [B] bytes, at stage 0 only. A row whose router at `stage` opens a chunk goes on to the
+        next stage at once where `parks` is false. Else it is parked, due there: its position counts, and nothing is
+        written of any decoder or EMA until `step` of that stage takes it up. In every other way this is `run` with one
+        byte a row, number for number.
+        """
+        row_array, outer = np.asarray(rows, dtype=np.int64), state.stages[0]
+        spans, _ = Spans.of(row_array, state.stages[stage].positions[row_array], np.ones_like(row_array), self.device)
+        if stage:
+            parked = state.stages[stage - 1].parked
+            assert parked is not None
+            offsets, h = outer.positions[row_array] - 1, parked[spans.row_index]
+        else:
+            offsets = spans.position_of
+            h = self.embeddings[spans.tensor(np.frombuffer(data, dtype=np.uint8).astype(np.int64))]
+        way = _Way(spans, offsets, h)
+        finished = self._descend(state, way, stage, parks)
+        ended = row_array[finished]
+        if len(ended):
+            outermost = [self._surface(state, index, ended) for index in range(stage)]
+            way.descents = [*outermost, *way.descents]
+            self._ascend_all(way)
+            logits = self.logits(way.h)
+        else:
+            logits = torch.empty(0, VOCAB_SIZE, device=self.device)
+        verdicts = tuple(enumerate(way.verdicts, start=stage))
+        return StepResult(finished, logits, verdicts, way.work())
+
     def _run(self, state: ModelState, outermost: Spans, order: Ints, h: Tensor) -> Forward:
-        spans, offsets = outermost, outermost.position_of
-        descents: list[_Descent] = []
-        verdicts: list[Verdicts] = []
-        positions: list[int] = []
-        clock = _StageClock()
-        for stage, arenas in zip(self._stages, state.stages, strict=True):
-            positions.append(spans.total)
+        way = _Way(outermost, outermost.position_of, h)
+        self._descend(state, way, 0, parks=False)
+        self._ascend_all(way)
+        return Forward(outermost, order, way.h, tuple(way.verdicts), way.work())
+
+    def _descend(self, state: ModelState, way: _Way, first: int, parks: bool) -> NDArray[np.bool_]:
+        """Encoders and routers from stage `first` on, until a stage has no positions or those that go on are parked.
+
+        Returns [R] which of the spans were not parked.
+        """
+        finished = np.ones(len(way.spans), dtype=np.bool_)
+        for stage, arenas in zip(self._stages[first:], state.stages[first:], strict=True):
+            spans, index = way.spans, stage.config.index
+            way.positions[index] = spans.total
             context = stage.context(spans, arenas)
-            h = stage.widen(h)
+            h = stage.widen(way.h)
             if stage.config.is_main:
-                h = stage.main(h, arenas.stacks["main"], context)
+                way.h = stage.main(h, arenas.stacks["main"], context)
                 _advance(arenas, spans)
-                clock.lap(stage.config.index)
+                way.lap(index)
                 break
             h = stage.encoder(h, arenas.stacks["encoder"], context)
             assert arenas.router is not None
             p = boundary_probability(h, arenas.router, spans, stage.q_proj, stage.k_proj)
             if self._override is not None:
-                p = spans.tensor(self._override.p(stage.config.index, spans.rows[spans.span_of], spans.position_of))
+                p = spans.tensor(self._override.p(index, spans.rows[spans.span_of], spans.position_of))
             _advance(arenas, spans)
             said = p.cpu().numpy()
             boundary = said > BOUNDARY_THRESHOLD
-            verdicts.append(Verdicts(spans.rows[spans.span_of], offsets, said, boundary))
-            inner, places, newest = spans.select(boundary, state.stages[stage.config.index + 1].positions[spans.rows])
+            way.verdicts.append(Verdicts(spans.rows[spans.span_of], way.offsets, said, boundary))
+            if parks and boundary.any():
+                assert arenas.parked is not None
+                assert arenas.parked_p is not None
+                parked = spans.tensor(spans.rows[boundary])
+                arenas.parked[parked], arenas.parked_p[parked] = h[spans.tensor(boundary)], p[spans.tensor(boundary)]
+                finished = ~boundary
+                h, p, boundary = h[spans.tensor(finished)], p[spans.tensor(finished)], boundary[finished]
+                spans = Spans(spans.rows[finished], spans.starts[finished], spans.lengths[finished], self.device)
+                way.offsets = way.offsets[finished]
+                context = stage.context(spans, arenas) if len(spans) else context
+            inner, places, newest = spans.select(boundary, state.stages[index + 1].positions[spans.rows])
             chosen = spans.tensor(places)
-            descents.append(_Descent(stage, arenas, context, h, inner, p[chosen], newest))
-            spans, offsets, h = inner, offsets[places], h[chosen]
-            clock.lap(stage.config.index)
-            if not len(spans):
+            way.descents.append(_Descent(stage, arenas, context, h, inner, p[chosen], newest))
+            way.spans, way.offsets, way.h = inner, way.offsets[places], h[chosen]
+            way.lap(index)
+            if not len(inner):
                 break
-        for descent in reversed(descents):
-            h = self._ascend(descent, h)
-            clock.lap(descent.stage.config.index)
-        work = tuple(StageWork(stage, count, clock.seconds[stage]) for stage, count in enumerate(positions))
-        return Forward(outermost, order, h, tuple(verdicts), work)
+        return finished
+
+    def _surface(self, state: ModelState, index: int, rows: Ints) -> _Descent:
+        """A stage above the one a step began at, as these rows left it when they parked: each with a chunk open."""
+        stage, arenas = self._stages[index], state.stages[index]
+        assert arenas.parked is not None
+        assert arenas.parked_p is not None
+        ones = np.ones_like(rows)
+        spans = Spans(rows, arenas.positions[rows] - 1, ones, self.device)
+        inner = Spans(rows, state.stages[index + 1].positions[rows] - 1, ones, self.device)
+        encoded, p = arenas.parked[spans.row_index], arenas.parked_p[spans.row_index]
+        newest = len(rows) + np.arange(len(rows))
+        return _Descent(stage, arenas, stage.context(spans, arenas), encoded, inner, p, newest)
+
+    def _ascend_all(self, way: _Way) -> None:
+        for descent in reversed(way.descents):
+            way.h = self._ascend(descent, way.h)
+            way.lap(descent.stage.config.index)
 
     def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
         """Chunk outputs z [C, ≥ D] back to the positions of the stage that opened the chunks: [T, d_outer]."""
@@ -214,17 +278,26 @@ class HNet:
         return h[:, : stage.config.d_outer]
 
 
-class _StageClock:
-    """Adds up the time between laps to the stage each lap names."""
+class _Way:
+    """A forward on its way: where it stands, what each stage it passed left for the way up, and the time each took."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[int, float] = {}
+    def __init__(self, spans: Spans, offsets: Ints, h: Tensor) -> None:
+        self.spans, self.offsets, self.h = spans, offsets, h
+        self.descents: list[_Descent] = []
+        self.verdicts: list[Verdicts] = []
+        self.positions: dict[int, int] = {}
+        self._seconds: dict[int, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: int) -> None:
+        """Counts the time since the last lap as the stage's."""
         now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now
+
+    def work(self) -> tuple[StageWork, ...]:
+        seconds = sorted(self._seconds.items())
+        return tuple(StageWork(stage, self.positions.get(stage, 0), each) for stage, each in seconds)
 
 
 def _advance(arenas: StageState, spans: Spans) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE, LayerConfig, ModelConfig, StageConfig, tensor_shapes
 from hnet_runtime.model.override import RouterOverride
-from hnet_runtime.model.results import Result, StageWork, Verdicts
+from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
 from hnet_runtime.ops.native import binding
 from hnet_runtime.ops.native.packing import PackedMatrix, pack, quantize
 from hnet_runtime.ops.rotary import rotary_table
@@ -82,10 +82,19 @@ class NativeHNet:
 
     def run(self, state: ModelState, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]) -> Result:
         """Runs the next bytes of each row and advances its state; see hierarchy.HNet.run."""
+        return self._session(state).run(rows, pieces, num_logits)
+
+    def _session(self, state: ModelState) -> _Session:
         session = self._forwards.get(state)
         if session is None:
             session = self._forwards[state] = _Session(self, state)
-        return session.run(rows, pieces, num_logits)
+        return session
+
+    def step(
+        self, state: ModelState, rows: Sequence[int], data: bytes, *, stage: int = 0, parks: bool = True
+    ) -> StepResult:
+        """One position of each row at `stage`; see hierarchy.HNet.step."""
+        return self._session(state).step(rows, data, stage, parks)
 
     # ── structs over the packed weights ──────────────────────────────────────────────────────────
 
@@ -183,7 +192,7 @@ class _Session:
         if not handle:
             raise MemoryError("the native forward could not be opened")
         self._handle = handle
-        self._forward = library.hnet_forward
+        self._forward, self._step = library.hnet_forward, library.hnet_step
         weakref.finalize(self, library.hnet_close, handle)
         self._room = 0
 
@@ -201,6 +210,8 @@ class _Session:
             self._keep.append(tables)
         if arenas.router is not None and arenas.ema is not None:
             stage.router, stage.ema = arenas.router.data_ptr(), arenas.ema.data_ptr()
+        if arenas.parked is not None and arenas.parked_p is not None:
+            stage.parked, stage.parked_p = arenas.parked.data_ptr(), arenas.parked_p.data_ptr()
         stage.encoder = self._pointed(stage.encoder, arenas.stacks["main" if config.is_main else "encoder"])
         if not config.is_main:
             stage.decoder = self._pointed(stage.decoder, arenas.stacks["decoder"])
@@ -249,19 +260,48 @@ class _Session:
         )
         if failed:
             raise MemoryError("the native forward ran out of memory")
-        verdicts, work = [], []
-        for index, report in enumerate(self._reports):
+        return Result(torch.from_numpy(logits), tuple(said for _, said in self._verdicts()), self._work())
+
+    def step(self, rows: Sequence[int], data: bytes, stage: int, parks: bool) -> StepResult:
+        count = len(rows)
+        self._make_room(count)
+        row_array, finished = np.array(rows, dtype=np.int64), np.empty(count, dtype=np.bool_)
+        logits = np.empty((count, VOCAB_SIZE), dtype=np.float32)
+        failed = self._step(
+            self._handle,
+            stage,
+            count,
+            row_array.ctypes.data,
+            data,
+            parks,
+            finished.ctypes.data,
+            logits.ctypes.data,
+            self._reports,
+        )
+        if failed:
+            raise MemoryError("the native forward ran out of memory")
+        ended = torch.from_numpy(logits[: np.count_nonzero(finished)])
+        return StepResult(finished, ended, tuple(self._verdicts()), self._work())
+
+    def _verdicts(self) -> Iterator[tuple[int, Verdicts]]:
+        """What the router of each stage said in the last call, where it ran."""
+        for index, report in enumerate(self._reports[:-1]):
             count = report.positions
-            if not count:
-                break
-            work.append(StageWork(index, count, report.seconds))
-            if index < len(self._reports) - 1:
-                verdicts.append(
+            if count:
+                yield (
+                    index,
                     Verdicts(
                         self._rows[index, :count].copy(),
                         self._offsets[index, :count].copy(),
                         self._p[index, :count].copy(),
                         self._boundary[index, :count].copy(),
-                    )
+                    ),
                 )
-        return Result(torch.from_numpy(logits), tuple(verdicts), tuple(work))
+
+    def _work(self) -> tuple[StageWork, ...]:
+        """Of the stages that ran in the last call; one that only decoded for a deeper one has no positions."""
+        return tuple(
+            StageWork(index, report.positions, report.seconds)
+            for index, report in enumerate(self._reports)
+            if report.positions or report.seconds
+        )

@@ -40,3 +40,14 @@ class Result:
     logits: Tensor
     verdicts: tuple[Verdicts, ...]
     work: tuple[StageWork, ...]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One position of each of some rows. finished: [B] rows whose byte came to its end; the others are parked.
+    logits: [finished ones, V] fp32; verdicts of each routed stage that ran, by stage; work of each stage that ran."""
+
+    finished: NDArray[np.bool_]
+    logits: Tensor
+    verdicts: tuple[tuple[int, Verdicts], ...]
+    work: tuple[StageWork, ...]

@@ -49,20 +49,23 @@ LayerState = Mamba2State | AttentionState
 
 @dataclass(frozen=True)
 class StageState:
-    """State of one stage. `router` [rows, D] and `ema` [rows, D] (fp32) are None in the main network."""
+    """State of one stage. `router` [rows, D], `ema` [rows, D] (fp32), `parked` [rows, D] and `parked_p` [rows] (fp32)
+    are None in the main network. The last two are of rows that wait for the next stage: what their router saw, and its
+    p; nobody else's are ever read."""
 
     stacks: dict[str, tuple[LayerState, ...]]
     positions: NDArray[np.int64]  # [rows] positions of this stage that each row has run
     slots: PagePool | RingSlots | None  # where attention layers keep keys
     router: Tensor | None
     ema: Tensor | None
+    parked: Tensor | None
+    parked_p: Tensor | None
 
     def tensors(self) -> Iterator[Tensor]:
         for layers in self.stacks.values():
             for layer in layers:
                 yield from (layer.conv, layer.ssm) if isinstance(layer, Mamba2State) else (layer.k, layer.v)
-        if self.router is not None and self.ema is not None:
-            yield from (self.router, self.ema)
+        yield from (each for each in (self.router, self.ema, self.parked, self.parked_p) if each is not None)
 
 
 class ModelState:
@@ -117,6 +120,8 @@ class ModelState:
             slots=slots,
             router=self._zeros(self.num_rows, stage.d_model, dtype=self._dtype) if routed else None,
             ema=self._zeros(self.num_rows, stage.d_model, dtype=torch.float32) if routed else None,
+            parked=self._zeros(self.num_rows, stage.d_model, dtype=self._dtype) if routed else None,
+            parked_p=self._zeros(self.num_rows, dtype=torch.float32) if routed else None,
         )
 
     def _mamba2(self, stage: StageConfig) -> Mamba2State:
@@ -184,5 +189,5 @@ def state_bytes_per_row(config: ModelConfig, dtype: torch.dtype, max_positions: 
                 elif stage.attention is not None and 0 <= stage.attention.window < max_positions - 1:
                     total += 2 * (stage.attention.window + 1) * stage.d_model * dtype.itemsize
         if not stage.is_main:
-            total += stage.d_model * (dtype.itemsize + 4)
+            total += stage.d_model * (2 * dtype.itemsize + 4) + 4
     return total

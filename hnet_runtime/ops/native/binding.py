@@ -11,7 +11,7 @@ from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
-INTERFACE = 2  # what hnet_interface() must answer; raised with every change of a struct or call
+INTERFACE = 3  # what hnet_interface() must answer; raised with every change of a struct or call
 FLOAT32, BFLOAT16, INT8 = range(3)
 
 
@@ -93,6 +93,8 @@ class Stage(Structure):
         ("residual", Matrix),
         ("router", c_void_p),
         ("ema", c_void_p),
+        ("parked", c_void_p),
+        ("parked_p", c_void_p),
         ("override_rate", c_double),
         ("override_key", c_uint64),
         ("positions", c_void_p),
@@ -165,6 +167,17 @@ def _declare(library: Any) -> None:
     library.hnet_close.argtypes = (c_void_p,)
     library.hnet_forward.restype = c_int64
     library.hnet_forward.argtypes = (c_void_p, c_int64, *(c_void_p,) * 5, POINTER(StageReport))
+    library.hnet_step.restype = c_int64
+    library.hnet_step.argtypes = (
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_void_p,
+        c_int64,
+        *(c_void_p,) * 2,
+        POINTER(StageReport),
+    )
     library.hnet_sample.restype = None
     library.hnet_sample.argtypes = (c_int64, c_void_p, POINTER(Draw), c_void_p)
     library.hnet_product.restype = None

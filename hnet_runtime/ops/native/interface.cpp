@@ -9,7 +9,7 @@ using namespace hnet;
 
 extern "C" {
 
-int64_t hnet_interface() { return 2; }
+int64_t hnet_interface() { return 3; }
 
 int64_t hnet_lanes() { return LANES; }
 
@@ -41,6 +41,16 @@ int64_t hnet_forward(void* forward, int64_t count, const int64_t* rows, const in
                      const int64_t* num_logits, float* logits, StageReport* reports) {
   try {
     static_cast<Forward*>(forward)->run(count, rows, lengths, bytes, num_logits, logits, reports);
+    return 0;
+  } catch (...) {
+    return -1;
+  }
+}
+
+int64_t hnet_step(void* forward, int64_t first, int64_t count, const int64_t* rows, const uint8_t* bytes, int64_t parks,
+                  uint8_t* finished, float* logits, StageReport* reports) {
+  try {
+    static_cast<Forward*>(forward)->step(first, count, rows, bytes, parks != 0, finished, logits, reports);
     return 0;
   } catch (...) {
     return -1;

@@ -39,6 +39,7 @@ struct Stage {
   Stack encoder, decoder;                              // the main network is an encoder alone
   Matrix q_proj, k_proj, residual;
   float *router, *ema;                                 // [rows, d_model]
+  float *parked, *parked_p;                            // [rows, d_model], [rows]: of rows due at the next stage
   double override_rate;                                // benchmarks: chance of a boundary; 0 asks the router
   uint64_t override_key;
   int64_t* positions;                                  // [rows]
@@ -99,30 +100,32 @@ class Forward {
     Spans& outer = levels_[0].spans;
     outer.clear();
     for (int64_t i = 0; i < count; i++) outer.add(rows[i], model_.stages[0].positions[rows[i]], lengths[i]);
-    embed(bytes, reports[0]);
-    for (int64_t s = 0; s < model_.num_stages; s++) reports[s].positions = 0, reports[s].seconds = 0;
-    int64_t deepest = 0;
-    for (;; deepest++) {
-      const auto started = std::chrono::steady_clock::now();
-      const bool is_main = deepest + 1 == model_.num_stages;
-      Level& level = levels_[deepest];
-      const Stage& stage = model_.stages[deepest];
-      reports[deepest].positions = level.spans.total;
-      stack(stage, stage.encoder, level);
-      if (!is_main) {
-        route(stage, level, reports[deepest]);
-        select(deepest, reports);
-      }
-      for (const Span& span : level.spans.each) stage.positions[span.row] += span.length;
-      reports[deepest].seconds += since(started);
-      if (is_main || levels_[deepest + 1].spans.total == 0) break;
-    }
-    for (int64_t s = std::min(deepest, model_.num_stages - 2); s >= 0; s--) {
-      const auto started = std::chrono::steady_clock::now();
-      ascend(s, s < deepest);
-      reports[s].seconds += since(started);
-    }
+    embed(bytes);
+    clear(reports);
+    place(0, reports[0]);
+    ascend_from(descend(0, false, nullptr, reports), reports);
     head(num_logits, logits);
+  }
+
+  // One position of each row at stage `first`: its next byte where that is 0, else what it was parked with. Rows whose
+  // router there opens a chunk go on where `parks` is false; else they are parked, due at the next stage, and nothing is
+  // written of their decoders. finished [count] says which rows came to an end; logits [finished ones, 256].
+  void step(int64_t first, int64_t count, const int64_t* rows, const uint8_t* bytes, bool parks, uint8_t* finished,
+            float* logits, StageReport* reports) {
+    const Stage& stage = model_.stages[first];
+    Level& level = levels_[first];
+    level.spans.clear();
+    for (int64_t i = 0; i < count; i++) level.spans.add(rows[i], stage.positions[rows[i]], 1);
+    first ? unpark(first) : embed(bytes);
+    clear(reports);
+    place(first, reports[first]);
+    std::fill(finished, finished + count, 1);
+    const int64_t deepest = descend(first, parks, finished, reports);
+    if (level.spans.total == 0) return;
+    for (int64_t s = 0; s < first; s++) surface(s, level.spans);
+    ascend_from(deepest, reports);
+    ones_.assign(level.spans.count(), 1);
+    head(ones_.data(), logits);
   }
 
  private:
@@ -137,18 +140,105 @@ class Forward {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   }
 
-  void embed(const uint8_t* bytes, StageReport& report) {
+  bool is_main(int64_t index) const { return index + 1 == model_.num_stages; }
+
+  void clear(StageReport* reports) const {
+    for (int64_t s = 0; s < model_.num_stages; s++) reports[s].positions = 0, reports[s].seconds = 0;
+  }
+
+  // Where in its row's bytes each position of the first stage of a forward stands.
+  void place(int64_t first, StageReport& report) const {
+    for (const Span& span : levels_[first].spans.each)
+      for (int64_t t = 0; t < span.length; t++) {
+        report.rows[span.begin + t] = span.row;
+        report.offsets[span.begin + t] = first ? model_.stages[0].positions[span.row] - 1 : span.start + t;
+      }
+  }
+
+  void embed(const uint8_t* bytes) {
     Level& level = levels_[0];
     const int64_t width = model_.stages[0].d_model;
     level.h.take(level.spans.total, width);
     for (int64_t t = 0; t < level.spans.total; t++)
       std::memcpy(level.h.row(t), model_.embeddings + bytes[t] * width, width * sizeof(float));
-    if (model_.num_stages == 1) return;
-    for (const Span& span : level.spans.each)
-      for (int64_t t = 0; t < span.length; t++) {
-        report.rows[span.begin + t] = span.row;
-        report.offsets[span.begin + t] = span.start + t;
+  }
+
+  // A vector of the stage before, widened.
+  void widen(const float* from, int64_t width, const Stage& stage, float* to) const {
+    std::memcpy(to, from, width * sizeof(float));
+    if (stage.d_model > width) std::memcpy(to + width, stage.pad, (stage.d_model - width) * sizeof(float));
+  }
+
+  // Encoders and routers from `first` down, until a stage has no positions, or the rows that go on were parked.
+  // Returns the last stage that ran.
+  int64_t descend(int64_t first, bool parks, uint8_t* finished, StageReport* reports) {
+    for (int64_t s = first;; s++) {
+      const auto started = std::chrono::steady_clock::now();
+      Level& level = levels_[s];
+      const Stage& stage = model_.stages[s];
+      reports[s].positions = level.spans.total;
+      stack(stage, stage.encoder, level);
+      if (!is_main(s)) {
+        route(stage, level, reports[s]);
+        if (!parks) select(s, reports);
       }
+      for (const Span& span : level.spans.each) stage.positions[span.row] += span.length;
+      if (parks && !is_main(s)) park(stage, level, finished);
+      reports[s].seconds += since(started);
+      if (parks || is_main(s) || levels_[s + 1].spans.total == 0) return s;
+    }
+  }
+
+  // Decoders from the last stage that ran up to the bytes.
+  void ascend_from(int64_t deepest, StageReport* reports) {
+    for (int64_t s = std::min(deepest, model_.num_stages - 2); s >= 0; s--) {
+      const auto started = std::chrono::steady_clock::now();
+      ascend(s, s < deepest);
+      reports[s].seconds += since(started);
+    }
+  }
+
+  // Of a step: rows with a boundary leave the level and wait, with all that their byte needs to go on.
+  void park(const Stage& stage, Level& level, uint8_t* finished) {
+    const int64_t width = stage.d_model, total = level.spans.total;
+    Spans kept;
+    for (int64_t i = 0; i < total; i++) {
+      const Span& span = level.spans.each[i];
+      finished[i] = !level.boundary[i];
+      if (level.boundary[i]) {
+        std::memcpy(stage.parked + span.row * width, level.h.row(i), width * sizeof(float));
+        stage.parked_p[span.row] = level.p[i];
+        continue;
+      }
+      if (kept.total != i) std::memcpy(level.h.row(kept.total), level.h.row(i), width * sizeof(float));
+      kept.add(span.row, span.start, 1);
+    }
+    level.spans = std::move(kept);
+    level.boundary.assign(level.spans.total, 0);
+  }
+
+  void unpark(int64_t index) {
+    const Stage &outer = model_.stages[index - 1], &stage = model_.stages[index];
+    Level& level = levels_[index];
+    level.h.take(level.spans.total, stage.d_model);
+    for (const Span& span : level.spans.each)
+      widen(outer.parked + span.row * outer.d_model, outer.d_model, stage, level.h.row(span.begin));
+  }
+
+  // A stage above the one that a step began at, as its rows left it when they parked.
+  void surface(int64_t index, const Spans& rows) {
+    const Stage& stage = model_.stages[index];
+    Level& level = levels_[index];
+    level.spans.clear();
+    level.h.take(rows.total, stage.d_model);
+    level.p.resize(rows.total);
+    level.boundary.assign(rows.total, 1);
+    for (const Span& span : rows.each) {
+      const int64_t at = level.spans.total;
+      std::memcpy(level.h.row(at), stage.parked + span.row * stage.d_model, stage.d_model * sizeof(float));
+      level.p[at] = stage.parked_p[span.row];
+      level.spans.add(span.row, stage.positions[span.row] - 1, 1);
+    }
   }
 
   void multiply(const Matrix& m, const Buffer& x, int64_t rows, Buffer& y, bool add) {
@@ -344,8 +434,7 @@ class Forward {
     int64_t to = 0;
     for (int64_t from = 0; from < level.spans.total; from++) {
       if (!level.boundary[from]) continue;
-      std::memcpy(inner.h.row(to), level.h.row(from), width * sizeof(float));
-      if (next.d_model > width) std::memcpy(inner.h.row(to) + width, next.pad, (next.d_model - width) * sizeof(float));
+      widen(level.h.row(from), width, next, inner.h.row(to));
       if (reported) {
         reports[index + 1].rows[to] = reports[index].rows[from];
         reports[index + 1].offsets[to] = reports[index].offsets[from];
@@ -402,6 +491,7 @@ class Forward {
   std::vector<Level> levels_;
   Buffer normed_, wide_, mixed_, out_, smooth_;
   Quantized quantized_;
+  std::vector<int64_t> ones_;
 };
 
 }  // namespace hnet

@@ -349,7 +349,7 @@ def plot(path: Path, title: str, results: Mapping[int, tuple[Mapping[str, Simula
             axes.plot(1e3 * each.p99_gap, each.bytes_per_second, marker, label=name)
         axes.axhline(best.simulated.bytes_per_second, color="0.6", linestyle="--", label="ceiling")
         axes.axvline(1e3 * given["lockstep"].p99_gap, color="0.85")
-        axes.set(title=f"{rows} rows", xlabel="p99 chunk gap, ms", ylabel="bytes/s")
+        axes.set(title=f"rows: {rows}", xlabel="p99 chunk gap, ms", ylabel="bytes/s")
         axes.set_ylim(bottom=0)
         if index == 1:
             axes.legend(fontsize="small")

@@ -27,8 +27,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 
+from hnet_runtime.engine.planning import DECODER_SHARE
 from hnet_runtime.engine.policies import (
-    DECODER_SHARE,
     Aligned,
     Decision,
     Fire,

@@ -23,7 +23,8 @@ from benchmarks.policy_sim import (
     read_costs,
     simulate,
 )
-from hnet_runtime.engine.policies import Fire, Limits, Planner, Situation, Step, make_policy
+from hnet_runtime.engine.planning import Planner
+from hnet_runtime.engine.policies import Fire, Limits, Situation, Step, make_policy
 
 NAMES = ("lockstep", "aligned", "adaptive")
 

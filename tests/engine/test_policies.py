@@ -7,22 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hnet_runtime.engine.planning import BoundaryRate, CostModel, Planner, nearest_planned
 from hnet_runtime.engine.policies import (
     Adaptive,
     Aligned,
-    BoundaryRate,
-    CostModel,
     Decision,
     Fire,
     Lane,
     Limits,
-    Planner,
     Policy,
     Situation,
     Step,
     Through,
     make_policy,
-    nearest_planned,
 )
 
 NAMES = ("lockstep", "aligned", "adaptive")

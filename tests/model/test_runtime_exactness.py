@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -14,28 +12,11 @@ from hypothesis import strategies as st
 from hnet_runtime.checkpoint import load_weights, locate
 from hnet_runtime.config import ModelConfig
 from hnet_runtime.state.arenas import AttentionState, Mamba2State
+from tests import crowds
+from tests.crowds import TEXTS, assert_same
 
 NAN = float("nan")
 NUM_ROWS = 16
-
-TEXTS = [
-    b"\xfe",
-    b"\xfeA",
-    b"\xfe" + "Grüße, 世界! 🦊 naïve café — Привет, мир".encode(),
-    b"\xfe" + b"Once upon a time there was a clockmaker who owned 31 clocks, none of which agreed. " * 2,
-    b"\xfeT" + b"T" * 70,
-    b"\xfe" + bytes(range(256))[:200],
-    b"\xfe" + b"x = [f(y) for y in range(10)]\n\n\treturn x, {'a': 1}\n" * 3,
-    b"\xfe" + b"aaaa bbbb aaaa bbbb " * 5,
-    b"not even a BOS in front of this one, which is a hundred and more bytes long, for what it is worth here.",
-    b"\xfe" + b"\x80\xff\x00\xc3" * 16,
-    b"\xfe" + b"The quick brown fox jumps over the lazy dog while 17 owls watch.",
-    b"\xfe" + b"0123456789" * 13,
-    b"\xfe\xfe\xff",
-    b"\xfe" + b"Short words, long silences.",
-    b"\xfe" + b"(((((((((())))))))))[[[[]]]]{}{}{}" * 2,
-    b"\xfe" + b"a" * 127,
-]
 
 
 @cache
@@ -78,40 +59,6 @@ LAYOUTS = [
 ]
 
 
-def assert_same(heard, expected, positions: int | None = None) -> None:
-    """Logits and verdicts equal to the bit; of the first `positions` bytes, if not all."""
-    count = len(expected.logits) if positions is None else positions
-    assert torch.equal(heard.logits[:count], expected.logits[:count])
-    for said, truth in zip(heard.verdicts, expected.verdicts, strict=True):
-        assert [verdict for verdict in said if verdict[0] < count] == [
-            verdict for verdict in truth if verdict[0] < count
-        ]
-
-
-def random_schedule(lengths: list[int], seed: int) -> Iterator[dict[int, int]]:
-    """Ticks of a crowd: texts come at random times to random rows, in pieces of random lengths, and leave when read.
-
-    Yields {text: bytes it feeds}, in random order, until every text is read.
-    """
-    rng = random.Random(seed)
-    left = dict(enumerate(lengths))
-    starts = {text: rng.randrange(12) for text in left}
-    tick = 0
-    while left:
-        present = [text for text in left if starts[text] <= tick and rng.random() < 0.9]
-        rng.shuffle(present)
-        pieces = {}
-        for text in present:
-            size = rng.choice([1, 1, 1, 2, 7, rng.randrange(1, 80), left[text]])
-            pieces[text] = min(size, left[text])
-            left[text] -= pieces[text]
-            if not left[text]:
-                del left[text]
-        if pieces:
-            yield pieces
-        tick += 1
-
-
 # ── how a text is cut ─────────────────────────────────────────────────────────────────────────
 
 
@@ -141,24 +88,8 @@ def test_spans_around_the_borders_of_pages_and_blocks_change_nothing(model_named
 
 def crowd_against_alone(model, rows_of, texts: list[bytes], seed: int) -> None:
     rows = rows_of(model, num_rows=NUM_ROWS)
-    alone = [rows.run(1 + index % NUM_ROWS, text) for index, text in enumerate(texts)]
-    rng = random.Random(seed)
-    free = list(range(1, NUM_ROWS + 1))
-    rng.shuffle(free)
-    row_of: dict[int, int] = {}
-    fed = [0] * len(texts)
-    for pieces in random_schedule([len(text) for text in texts], seed):
-        for text in pieces:
-            if text not in row_of:
-                row_of[text] = free.pop()
-                rows.open(row_of[text])
-        rows.feed({row_of[text]: texts[text][fed[text] : fed[text] + size] for text, size in pieces.items()})
-        for text, size in pieces.items():
-            fed[text] += size
-            if fed[text] == len(texts[text]):
-                assert_same(rows.close(row_of[text]), alone[text])
-                free.insert(rng.randrange(len(free) + 1), row_of[text])
-    assert fed == [len(text) for text in texts]
+    alone = {text: rows.run(1 + index % NUM_ROWS, text) for index, text in enumerate(texts)}
+    crowds.crowd_against_alone(rows, alone.__getitem__, texts, seed)
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -294,6 +294,7 @@ inline void product(const Matrix& m, const float* x, int64_t ldx, int64_t rows, 
     else
       split(x, ldx, rows, m.k, scratch.tiles);
     pool.run(groups, cost / 8, [&](int64_t begin, int64_t end) {
+      static_assert(ROWS % TILE_ROWS == 0);
       const Tiles configured;
       for (int64_t row = 0; row < rows; row += ROWS)
         for (int64_t g = begin; g < end; g++) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,11 @@ def hnet(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPa
     return run
 
 
+def _heed_interrupts() -> None:
+    """As in a terminal. A shell starts its background jobs deaf to Ctrl-C, and so all that they start, tests too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def hnet_process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """`hnet_process(*arguments, stdout=…)`: a process of its own, ended when the test ends."""
@@ -64,7 +70,7 @@ def hnet_process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         chosen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **chosen.pop("environment", {})}
         command = [sys.executable, "-m", "server.cli.main", *map(str, arguments)]
-        started.append(subprocess.Popen(command, env=environment, **chosen))
+        started.append(subprocess.Popen(command, env=environment, preexec_fn=_heed_interrupts, **chosen))
         return started[-1]
 
     yield start

@@ -154,9 +154,12 @@ def test_a_stop_string_ends_the_text(client: openai.OpenAI) -> None:
 def test_a_client_that_goes_away_frees_its_row(demo: ServerProcess) -> None:
     with demo.client() as http:
         with http.stream(
-            "POST", "/v1/completions", json={"prompt": PROMPT, "max_tokens": 8000, "stream": True}
+            "POST",
+            "/v1/completions",
+            json={"prompt": PROMPT, "max_tokens": 8000, "stream": True, "ignore_eos": True},
         ) as live:
-            next(live.iter_text())
+            pieces = live.iter_text()  # kept: an iterator that is dropped closes its response
+            next(pieces)
             assert samples(http.get("/metrics").text)["hnet_num_requests_running"] == 1
         wait_for(lambda: samples(http.get("/metrics").text)["hnet_num_requests_running"] == 0)
         assert samples(http.get("/metrics").text)['hnet_request_finished_total{reason="abort"}'] == 1

@@ -40,11 +40,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt, one completion. `prompt` is taken verbatim: BOS, where wanted, is in it."""
+    """One prompt, one completion. `prompt` is taken verbatim: BOS, where wanted, is in it.
+
+    `cache_salt`: only requests of the same salt share what the prefix cache holds.
+    """
 
     request_id: str
     prompt: bytes
     params: SamplingParams = SamplingParams()
+    cache_salt: str = ""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -69,7 +73,11 @@ class ByteLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a finished request took: bytes, chunks per stage (stage 1 first), seconds."""
+    """What a finished request took: bytes, chunks per stage (stage 1 first), seconds.
+
+    `cached_bytes` of the prompt came from the prefix cache; `chunks` counts theirs too. `park_seconds`, a part of
+    `decode_seconds`, is how long its row waited at chunk boundaries; `preemptions` how often it gave up its row.
+    """
 
     prompt_bytes: int
     completion_bytes: int
@@ -77,6 +85,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    cached_bytes: int = 0
+    park_seconds: float = 0.0
+    preemptions: int = 0
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,8 +117,9 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     """What one stage did in one piece of work of a tick.
 
-    kind: `prefill` (any stage), `byte` (a decoding step of stage 0) or `stage` (of the stage above it that
-    was due); rows: rows it covered, or for a prefill positions of that stage; seconds it took.
+    kind: `prefill` (any stage), `byte` (a decoding step of stage 0) or `stage` (of a stage above it, at once or for
+    rows that had waited; then with the decoders that finished their bytes); rows: rows it covered, or for a prefill
+    positions of that stage; seconds it took.
     """
 
     kind: Literal["prefill", "byte", "stage"]
@@ -117,15 +129,25 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine's state after a tick. Counts that end in `_total` only grow."""
+    """The engine's state after a tick. Counts that end in `_total` only grow.
+
+    `waiting` have no row: they have not begun, or were preempted. `parked` rows wait for stage 1, 2, …; `park_waits`
+    are (stage, seconds) of those that waited and were taken up in this tick.
+    """
 
     running: int = 0
     waiting: int = 0
+    parked: tuple[int, ...] = ()  # stage 1 first
     rows_in_use: float = 0.0  # share of rows, 0–1
     kv_in_use: float = 0.0  # share of KV positions of full-attention stages, 0–1
     prompt_bytes_total: int = 0
     generation_bytes_total: int = 0
     chunks_total: tuple[int, ...] = ()  # stage 1 first
+    preemptions_total: int = 0
+    prefix_cache_queries_bytes_total: int = 0  # of prompts looked up
+    prefix_cache_hits_bytes_total: int = 0
+    prefix_cache_bytes: int = 0  # held by snapshots, beside the pages they share with rows
+    park_waits: tuple[tuple[int, float], ...] = ()
     steps: tuple[StepRecord, ...] = ()  # of this tick
 
 

@@ -18,6 +18,8 @@ BOOKKEEPING = [
     "hnet_runtime.engine.plan",
     "hnet_runtime.engine.request",
     "hnet_runtime.engine.scheduler",
+    "hnet_runtime.engine.snapshots",
+    "hnet_runtime.engine.memory",
     "hnet_runtime.engine.planning",
     "hnet_runtime.engine.policies",
     "hnet_runtime.state.prefix",

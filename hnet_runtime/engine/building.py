@@ -20,13 +20,16 @@ from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.ops.native import binding, cache
 from hnet_runtime.ops.native.library import NativeLibrary, open_library
-from hnet_runtime.state.arenas import kv_bytes_per_position
+from hnet_runtime.state.arenas import ModelState, kv_bytes_per_position
 from hnet_runtime.state.rows import PAGE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FLOAT32_BELOW = 100_000_000  # parameters; smaller models run in fp32 on a CPU
 _CACHED_FROM = 100_000_000  # parameters; smaller models are packed in no time
 _ONE_THREAD_UP_TO = 256  # width; below it a second thread costs more than it brings
+_CACHE_SHARE = 0.125  # of the machine's memory, or of what is free on a GPU, for snapshots of prefixes,
+_CACHE_MOST = 8 << 30  # up to so many bytes
+_SMALL_SNAPSHOT = 1 << 20  # bytes, for every 64 of a prompt
 _KV_SHARE = 0.25  # of the machine's memory, or of what the weights leave of a GPU's
 
 
@@ -156,3 +159,19 @@ def kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig) 
             f"kv_memory to {per_position * -(-config.max_model_len // PAGE) * PAGE}"
         )
     return positions
+
+
+def prefix_cache_bytes(device: torch.device, config: EngineConfig) -> int:
+    """What snapshots of prefixes may take."""
+    if config.prefix_cache_memory is not None:
+        return config.prefix_cache_memory
+    if device.type == "cuda":
+        memory = int(torch.cuda.mem_get_info(device)[0])
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(int(memory * _CACHE_SHARE), _CACHE_MOST)
+
+
+def snapshot_interval(state: ModelState, config: EngineConfig) -> int:
+    """Bytes of a prompt between two snapshots: 64, or so many more that they take no more than 1 MiB for each 64."""
+    return config.prefix_cache_interval or 64 * max(-(-state.saved_bytes // _SMALL_SNAPSHOT), 1)

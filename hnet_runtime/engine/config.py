@@ -26,6 +26,7 @@ class EngineConfig:
     max_park_ticks, max_park_seconds: the longest that a row waits so.
     prefill_bytes_per_tick: bytes of prompts that run between two steps of the decoding rows (eight times as many
         while no row decodes).
+    prefill_share: most of the time that prompts may take while rows decode (0–1).
     prefix_cache_memory: bytes for snapshots of prefixes that prompts share; 0 keeps none, None takes an eighth of the
         memory, at most 8 GiB.
     prefix_cache_interval: bytes of a prompt between two snapshots, besides those at its end and where prompts
@@ -46,6 +47,7 @@ class EngineConfig:
     max_park_ticks: int = 64
     max_park_seconds: float = 1.0
     prefill_bytes_per_tick: int = 64
+    prefill_share: float = 0.5
     prefix_cache_memory: int | None = None
     prefix_cache_interval: int | None = None
     kv_memory: int | None = None
@@ -71,6 +73,8 @@ class EngineConfig:
                 raise EngineError(f"{name} must be at least {least}, not {value}")
         if not self.max_park_seconds > 0:
             raise EngineError(f"max_park_seconds must be above 0, not {self.max_park_seconds}")
+        if not 0 < self.prefill_share <= 1:
+            raise EngineError(f"prefill_share must be above 0 and at most 1, not {self.prefill_share}")
         if self.batching not in ("lockstep", "aligned", "adaptive"):
             raise EngineError(f"batching must be lockstep, aligned or adaptive, not {self.batching!r}")
         if self.kernels not in ("auto", "native", "torch"):

@@ -15,9 +15,18 @@ import torch
 
 from hnet_runtime.checkpoint import locate
 from hnet_runtime.config import StackConfig
-from hnet_runtime.engine.building import choose_device, choose_dtype, default_threads, kv_positions, load_model
-from hnet_runtime.engine.config import DType, EngineConfig
+from hnet_runtime.engine.building import (
+    choose_device,
+    choose_dtype,
+    default_threads,
+    kv_positions,
+    load_model,
+    prefix_cache_bytes,
+    snapshot_interval,
+)
+from hnet_runtime.engine.config import DType, EngineConfig, EngineError
 from hnet_runtime.engine.loop import EngineLoop, Limits
+from hnet_runtime.engine.memory import RowMemory
 from hnet_runtime.engine.messages import (
     ByteLogprobs,
     Chunk,
@@ -30,9 +39,11 @@ from hnet_runtime.engine.messages import (
     Tick,
     Usage,
 )
+from hnet_runtime.engine.policies import Limits as WaitLimits
+from hnet_runtime.engine.policies import Policy, make_policy
 from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import NativeSampler, Sampler
-from hnet_runtime.engine.scheduler import Scheduler
+from hnet_runtime.engine.scheduler import PrefillRules, Scheduler
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.state.rows import RowPool
@@ -74,10 +85,12 @@ class Engine:
             kv_positions=kv_positions(model, num_rows, config),
             max_positions=config.max_model_len,
         )
-        scheduler = Scheduler(RowPool(num_rows), state.page_pools, config.prefill_bytes_per_tick)
+        memory = RowMemory(RowPool(num_rows), state.pages, state, prefix_cache_bytes(model.device, config))
+        rules = PrefillRules(config.prefill_bytes_per_tick, config.prefill_share, snapshot_interval(state, config))
+        scheduler = Scheduler(memory, _policy(config, len(model.config.stages)), len(model.config.stages), rules)
         limits = Limits(config.max_model_len)
         sampler = NativeSampler(model.library) if isinstance(model, NativeHNet) else Sampler(model.device)
-        self._loop = EngineLoop(Runner(model, state), sampler, scheduler, limits, num_rows)
+        self._loop = EngineLoop(Runner(model, state), sampler, scheduler, limits, num_rows, config.debug_checks)
         self._scheduler = scheduler
         self._counter = 0
         self._mail: dict[str, list[Output]] = {}  # of `stream` and `generate`, until they take it
@@ -134,7 +147,7 @@ class Engine:
         return msgspec.structs.replace(tick, outputs=tuple(kept))
 
     def check(self) -> None:
-        """Raises AssertionError unless every row and page is free or owned by one live request."""
+        """Raises AssertionError unless every row and page is free, cached, or owned by live requests."""
         self._scheduler.check()
 
     def stream(self, prompt: bytes, params: SamplingParams | None = None) -> Iterator[Output]:
@@ -214,6 +227,13 @@ def _completion(outputs: list[Output]) -> Completion:
         usage=last.usage,
         error=last.error,
     )
+
+
+def _policy(config: EngineConfig, num_stages: int) -> Policy:
+    try:
+        return make_policy(config.batching, num_stages, WaitLimits(config.max_park_ticks, config.max_park_seconds))
+    except ValueError as error:
+        raise EngineError(str(error).replace("max_wait", "max_park")) from error
 
 
 def _info(model: HNet | NativeHNet, name: str, config: EngineConfig, num_rows: int, load_seconds: float) -> EngineInfo:

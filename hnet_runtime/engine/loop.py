@@ -5,6 +5,7 @@ Knows requests and rows; no text, no HTTP and no sockets. Not safe for several t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, EngineStats, Output, Request, StepRecord, Tick
-from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Span, Work
+from hnet_runtime.engine.plan import ByteStep, Prefill, Span, StageStep, Work
 from hnet_runtime.engine.request import LiveRequest, RequestError, validate
 from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
 from hnet_runtime.engine.scheduler import Scheduler
 
+log = logging.getLogger("hnet.engine")
 _NOT_FINITE = "the model's logits are not finite"
 
 
@@ -30,11 +32,24 @@ class Limits:
 
 
 class EngineLoop:
-    """Continuous batching in lock-step: requests join and leave at any tick."""
+    """Continuous batching: requests join and leave at any tick.
 
-    def __init__(self, runner: Runner, sampler: Sampler, scheduler: Scheduler, limits: Limits, num_rows: int) -> None:
+    debug_checks: conservation is checked after every tick, and a defect raises AssertionError.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        scheduler: Scheduler,
+        limits: Limits,
+        num_rows: int,
+        debug_checks: bool = False,
+    ) -> None:
         self._runner, self._sampler, self._scheduler, self._limits = runner, sampler, scheduler, limits
         self._num_rows = num_rows
+        self._debug_checks, self._unchecked = debug_checks, False
+        self._park_waits: list[tuple[int, float]] = []  # since the last emit
         self._num_chunk_stages = len(runner.state.stages) - 1
         self._prompt_bytes = 0
         self._generated_bytes = 0
@@ -73,30 +88,61 @@ class EngineLoop:
             self._over.append(request)
 
     def tick(self) -> Tick:
-        plan = self._plan()
-        steps = [record for work in plan.work for record in self._run(work)]
+        began = time.perf_counter()
+        self._admit(began)
+        steps: list[StepRecord] = []
+        spent = {True: 0.0, False: 0.0}  # seconds, of prompts and of what decodes
+        for work in self._scheduler.plan(began).work:
+            steps += self._run(work)
+            ended = time.perf_counter()
+            spent[isinstance(work, Prefill)] += ended - began
+            began = ended
+        self._scheduler.spent(decoding=spent[False], prefilling=spent[True])
         self._commit()
+        self._check()
         return self._emit(steps)
 
-    def _plan(self) -> Plan:
-        admitted = self._scheduler.admit(time.perf_counter())
-        if admitted:
-            self._runner.reset(admitted)
-        return self._scheduler.plan()
+    def _admit(self, now: float) -> None:
+        """Rows for who waits; a prompt that is known to its end has its first byte at once."""
+        ready = self._scheduler.admit(now)
+        drawn = [(request, logits) for request, logits in ready if request.finish_reason is None]
+        if drawn:
+            self._sample([request for request, _ in drawn], torch.stack([logits for _, logits in drawn]))
+        if ready:
+            self._commit()
 
     def _run(self, work: Work) -> list[StepRecord]:
         match work:
-            case ByteStep(rows):
-                return self._step(rows)
+            case ByteStep(rows, through):
+                requests = [self._scheduler[row] for row in rows]
+                return self._step(requests, bytes(request.output[-1] for request in requests), 0, through)
+            case StageStep(stage, rows, through):
+                return self._step([self._scheduler[row] for row in rows], b"", stage, through)
             case Prefill(spans):
                 return self._prefill(spans)
 
-    def _step(self, rows: Sequence[int]) -> list[StepRecord]:
-        requests = [self._scheduler[row] for row in rows]
-        result = self._runner.step(rows, bytes(request.output[-1] for request in requests))
-        for request, opened in zip(requests, result.chunks, strict=True):
+    def _step(self, requests: list[LiveRequest], data: bytes, stage: int, through: bool) -> list[StepRecord]:
+        scheduler = self._scheduler
+        began = time.perf_counter()
+        result = self._runner.step([request.row or 0 for request in requests], data, stage=stage, through=through)
+        now = time.perf_counter()
+        finished: list[LiveRequest] = []
+        for request, is_finished, opened in zip(requests, result.finished, result.chunks, strict=True):
             self._saw_chunks(request, opened)
-        self._sample(requests, result.logits)
+            if stage:
+                waited = scheduler.unpark(request, began)
+                self._park_waits.append((stage, waited))
+            if is_finished:
+                finished.append(request)
+            else:
+                scheduler.park(request, stage + 1, now)
+        for work in result.work:
+            scheduler.observe(work.stage, work.positions, work.seconds)
+            scheduler.ran(work.stage, work.positions)
+        for routed in result.routed:
+            scheduler.saw(routed.stage, routed.positions, routed.boundaries)
+        if finished:
+            self._sample(finished, result.logits)
         return result.records
 
     def _prefill(self, spans: Sequence[Span]) -> list[StepRecord]:
@@ -105,14 +151,17 @@ class EngineLoop:
             [span.row for span in spans],
             [r.request.prompt[span.begin : span.end] for r, span in zip(requests, spans, strict=True)],
             [
-                span.end - span.begin if r.params.prompt_logprobs is not None else int(span.completes)
+                span.end - span.begin if r.params.prompt_logprobs is not None else int(span.completes or span.snapshot)
                 for r, span in zip(requests, spans, strict=True)
             ],
         )
+        for work in result.work:
+            self._scheduler.ran(work.stage, work.positions)
         ready: list[tuple[LiveRequest, Tensor]] = []
         for request, span, opened, logits in zip(requests, spans, result.chunks, result.logits, strict=True):
             self._prompt_bytes += span.end - span.begin
             self._saw_chunks(request, opened)
+            self._scheduler.read(request)
             prompt_logprobs = []
             sound = bool(torch.isfinite(logits).all())
             if request.params.prompt_logprobs is not None and sound:
@@ -123,7 +172,10 @@ class EngineLoop:
             request.prefilled(span.end, prompt_logprobs, time.perf_counter())
             if not sound:
                 request.finish("error", error=_NOT_FINITE)
-            elif span.completes and request.finish_reason is None:
+                continue
+            if span.snapshot:
+                self._scheduler.reached(request, logits[-1].clone())
+            if span.completes and request.finish_reason is None:
                 ready.append((request, logits[-1]))
         if ready:
             self._sample([request for request, _ in ready], torch.stack([logits for _, logits in ready]))
@@ -150,14 +202,32 @@ class EngineLoop:
                 continue
             before = len(request.output)
             request.append(byte, logprobs.get(index))
+            if request.finish_reason is not None:
+                request.last_logits = logits[index].clone()
             self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none
 
     def _commit(self) -> None:
         """Frees what ended, so that the next tick's plan can use it."""
         for request in self._scheduler.live():
             if request.finish_reason is not None:
+                if request.row is not None and request.last_logits is not None:
+                    self._scheduler.ended(request, self._runner.num_fed(request.row))
+                    request.last_logits = None
                 self._scheduler.release(request)
                 self._over.append(request)
+
+    def _check(self) -> None:
+        """Conservation, after every tick or whenever the engine falls idle. A defect that is found when nothing runs
+        costs nobody anything yet: it is logged."""
+        busy = self._scheduler.num_live or self._scheduler.num_waiting
+        if self._debug_checks:
+            self._scheduler.check()
+        elif not busy and self._unchecked:
+            try:
+                self._scheduler.check()
+            except AssertionError:
+                log.exception("rows or pages are not what they should be")
+        self._unchecked = bool(busy)
 
     def _emit(self, steps: list[StepRecord]) -> Tick:
         now = time.perf_counter()
@@ -171,6 +241,7 @@ class EngineLoop:
 
     def _stats(self, steps: tuple[StepRecord, ...]) -> EngineStats:
         scheduler = self._scheduler
+        waits, self._park_waits = self._park_waits, []
         return EngineStats(
             running=scheduler.num_live,
             waiting=scheduler.num_waiting,
@@ -179,6 +250,12 @@ class EngineLoop:
             prompt_bytes_total=self._prompt_bytes,
             generation_bytes_total=self._generated_bytes,
             chunks_total=tuple(self._chunks),
+            parked=scheduler.num_parked,
+            preemptions_total=scheduler.num_preemptions,
+            prefix_cache_queries_bytes_total=scheduler.num_queried_bytes,
+            prefix_cache_hits_bytes_total=scheduler.num_hit_bytes,
+            prefix_cache_bytes=scheduler.cached_bytes,
+            park_waits=tuple(waits),
             steps=steps,
         )
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes begin…end of a row's prompt; `completes` where the prompt ends with it."""
+    """Bytes begin…end of a row's prompt; `completes` where the prompt ends with it, `snapshot` where the row's state
+    is wanted as it is then."""
 
     row: int
     begin: int
     end: int
     completes: bool
+    snapshot: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,23 @@ class Prefill:
 
 @dataclass(frozen=True)
 class ByteStep:
-    """The newest byte of each row, run through every stage that is due for it."""
+    """The newest byte of each row. Rows that open a chunk go `through` every stage that is due for it, or else park."""
 
     rows: tuple[int, ...]
+    through: bool = True
 
 
-Work = Prefill | ByteStep
+@dataclass(frozen=True)
+class StageStep:
+    """Rows that parked before `stage`: it runs, and those that finish their byte in it come out at the head. Those that
+    open a chunk in it go `through`, or else park before the next one."""
+
+    stage: int
+    rows: tuple[int, ...]
+    through: bool = True
+
+
+Work = Prefill | ByteStep | StageStep
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from hnet_runtime.engine.messages import (
     SamplingParams,
     Usage,
 )
+from hnet_runtime.engine.snapshots import ChunkHistory, Pinned, Snapshot
 from hnet_runtime.engine.stops import StopMatcher
 
 _DRAWS = 256  # random numbers made at once
@@ -77,13 +80,24 @@ class RandomStream:
 
 
 class LiveRequest:
-    """A request on its way: waiting (no row), prefilling (`fed` < the prompt's length) or decoding."""
+    """A request on its way: waiting (no row), prefilling (`fed` < the prompt's length), decoding, or swapped out (no
+    row again, `swapped` instead). One that decodes may be parked: its newest byte waits for stage `due`."""
 
     def __init__(self, request: Request, num_chunk_stages: int, now: float) -> None:
         self.request = request
         self.params = request.params
+        self.arrival = 0  # the scheduler's count
         self.row: int | None = None
+        self.swapped: Any = None
+        self.due = 0  # 0: at stage 0, as long as it is not parked
+        self.parked_tick, self.parked_at = 0, 0.0
         self.fed = 0  # prompt bytes run through the model
+        self.points: list[int] = []  # prompt bytes after which a snapshot is wanted, beside the usual ones
+        self.leader: tuple[LiveRequest, int] | None = None  # who is reading that many leading bytes for both
+        self.followers: dict[int, list[LiveRequest]] = {}
+        self.pinned: Pinned | None = None  # where a leader has come to
+        self.history = ChunkHistory()
+        self.last_logits: Any = None  # [V] after the last byte that was fed, once finished
         self.output = bytearray()
         self.random = RandomStream(self.params.seed, self.params.choice)
         self.chunk_counts = [0] * num_chunk_stages
@@ -97,6 +111,11 @@ class LiveRequest:
         self._prompt_logprobs: list[ByteLogprobs] = []
         self._chunks: list[Chunk] = []
         self._opened = 0
+        self._cut = b""  # the stop string that ended the output
+        self._cached = 0
+        self._park_seconds = 0.0
+        self._preemptions = 0
+        self._started = False
         self._arrived, self._admitted, self._decoding = now, now, now
 
     @property
@@ -120,8 +139,55 @@ class LiveRequest:
         remaining = self.params.max_tokens - len(self.output)
         return utf8.mask_row(self._utf8_state, max(remaining, 1), may_end=not self.params.ignore_eos)
 
-    def admit(self, row: int, now: float) -> None:
-        self.row, self._admitted, self._decoding = row, now, now
+    @property
+    def reads_cache(self) -> bool:
+        """Logits of all prompt bytes can only come from running them."""
+        return self.params.prompt_logprobs is None
+
+    def admit(self, row: int, now: float, snapshot: Snapshot | None = None) -> None:
+        """Begins on `row`, behind the bytes of `snapshot` where one was put there."""
+        self.row, self._started, self._admitted, self._decoding = row, True, now, now
+        if snapshot is not None:
+            self._cached = snapshot.length
+            self.saw_chunks(list(snapshot.chunks))
+            self.prefilled(snapshot.length, [], now)
+
+    def want_snapshot(self, point: int) -> None:
+        if point not in self.points:
+            insort(self.points, point)
+
+    def next_snapshot(self, interval: int | None) -> int:
+        """Prompt bytes after which the next snapshot is due; the prompt's end if none is before."""
+        until = len(self.request.prompt)
+        later = next((point for point in self.points if point > self.fed), until)
+        regular = until if interval is None else (self.fed // interval + 1) * interval
+        return min(later, regular, until)
+
+    def park(self, stage: int, tick: int, now: float) -> None:
+        """The newest byte opened a chunk and waits for `stage`."""
+        self.due, self.parked_tick, self.parked_at = stage, tick, now
+
+    def unpark(self, now: float) -> float:
+        """It waits no longer; returns the seconds it did."""
+        waited = now - self.parked_at
+        self.due = 0
+        self._park_seconds += waited
+        return waited
+
+    def swap_out(self, swapped: Any, now: float) -> None:
+        """Its row is another's; `due` stands."""
+        if self.due:
+            self._park_seconds += now - self.parked_at
+        self.row, self.swapped = None, swapped
+        self._preemptions += 1
+
+    def swap_in(self, row: int, tick: int, now: float) -> None:
+        self.row, self.swapped = row, None
+        self.parked_tick, self.parked_at = tick, now
+
+    def sequence(self, length: int) -> bytes:
+        """The first `length` bytes of prompt and completion as they were fed, a stop string at the end with them."""
+        return (self.request.prompt + self.output + self._cut)[:length]
 
     def prefilled(self, end: int, logprobs: list[ByteLogprobs], now: float) -> None:
         """Prompt bytes up to `end` have run; `logprobs` of the prompt bytes that they predicted."""
@@ -133,6 +199,7 @@ class LiveRequest:
                 self.finish("length")
 
     def saw_chunks(self, chunks: list[Chunk]) -> None:
+        self.history.add(chunks)
         for chunk in chunks:
             self.chunk_counts[chunk.stage - 1] += 1
             self._opened += chunk.stage == 1 and chunk.start >= len(self.request.prompt)
@@ -154,6 +221,7 @@ class LiveRequest:
         stop = self._matcher.push(byte)
         if stop is not None:
             keep = len(self.output) - len(stop)
+            self._cut = stop
             del self.output[keep:], self._logprobs[max(keep - self._sent, 0) :]
             self.finish("stop", stop_reason=stop)
         elif len(self.output) >= self.params.max_tokens:
@@ -190,7 +258,7 @@ class LiveRequest:
         return output
 
     def _usage(self, now: float) -> Usage:
-        started = self.row is not None
+        started = self._started
         return Usage(
             prompt_bytes=len(self.request.prompt),
             completion_bytes=len(self.output),
@@ -198,4 +266,7 @@ class LiveRequest:
             queue_seconds=(self._admitted if started else now) - self._arrived,
             prefill_seconds=(now if self.is_prefilling else self._decoding) - self._admitted if started else 0.0,
             decode_seconds=now - self._decoding if started and not self.is_prefilling else 0.0,
+            cached_bytes=self._cached,
+            park_seconds=self._park_seconds,
+            preemptions=self._preemptions,
         )

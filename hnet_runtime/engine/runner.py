@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,17 +10,30 @@ import torch
 from torch import Tensor
 
 from hnet_runtime.engine.messages import Chunk, StepRecord
-from hnet_runtime.model.results import Result, Verdicts
+from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
 from hnet_runtime.state.arenas import ModelState
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """One step of B rows: the chunks each row's byte opened, and logits [B, V] fp32."""
+class Routed:
+    """What the router of one stage said in one piece of work."""
 
+    stage: int
+    positions: int
+    boundaries: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One position of B rows. finished: [B] whose byte came to its end, the others are parked; chunks: what each row's
+    position opened; logits: [finished ones, V] fp32; work: of each stage with positions, its own stacks' alone."""
+
+    finished: list[bool]
     chunks: list[list[Chunk]]
     logits: Tensor
     records: list[StepRecord]
+    work: list[StageWork]
+    routed: list[Routed]
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class PrefillResult:
     chunks: list[list[Chunk]]
     logits: list[Tensor]
     records: list[StepRecord]
+    work: list[StageWork]
 
 
 class Model(Protocol):
@@ -39,6 +53,10 @@ class Model(Protocol):
     def run(
         self, state: ModelState, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]
     ) -> Result: ...
+
+    def step(
+        self, state: ModelState, rows: Sequence[int], data: bytes, *, stage: int = 0, parks: bool = True
+    ) -> StepResult: ...
 
 
 class Runner:
@@ -51,37 +69,48 @@ class Runner:
     def state(self) -> ModelState:
         return self._state
 
-    def reset(self, rows: Sequence[int]) -> None:
-        self._state.reset(rows)
-
-    def step(self, rows: Sequence[int], data: bytes) -> StepResult:
-        """One byte of each row."""
-        pieces = [data[index : index + 1] for index in range(len(data))]
-        result = self._model.run(self._state, rows, pieces, [1] * len(rows))
-        records = [StepRecord("stage" if w.stage else "byte", w.stage, w.positions, w.seconds) for w in result.work]
-        return StepResult(_chunks_of(rows, result), result.logits, records)
+    def step(self, rows: Sequence[int], data: bytes, *, stage: int = 0, through: bool = True) -> Stepped:
+        """One position of each row at `stage`: its next byte where that is 0, else what it was parked with."""
+        result = self._model.step(self._state, rows, data, stage=stage, parks=not through)
+        work = [each for each in result.work if each.positions]
+        # Decoders below a stage that fired finish its rows' bytes: their time is a part of its step.
+        surfacing = sum(each.seconds for each in result.work if not each.positions)
+        records = [
+            StepRecord(
+                "stage" if each.stage else "byte",
+                each.stage,
+                each.positions,
+                each.seconds + (surfacing if each.stage == stage else 0.0),
+            )
+            for each in work
+        ]
+        routed = [Routed(index, len(said.boundary), int(said.boundary.sum())) for index, said in result.verdicts]
+        return Stepped(
+            result.finished.tolist(), _chunks_of(rows, result.verdicts), result.logits, records, work, routed
+        )
 
     def prefill(self, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]) -> PrefillResult:
         """Pieces of prompts, one a row; logits of the last `num_logits` positions of each."""
         result = self._model.run(self._state, rows, pieces, num_logits)
         return PrefillResult(
-            chunks=_chunks_of(rows, result),
+            chunks=_chunks_of(rows, enumerate(result.verdicts)),
             logits=list(torch.split(result.logits, list(num_logits))),
-            records=[StepRecord("prefill", w.stage, w.positions, w.seconds) for w in result.work],
+            records=[StepRecord("prefill", each.stage, each.positions, each.seconds) for each in result.work],
+            work=list(result.work),
         )
 
+    def num_fed(self, row: int) -> int:
+        """Bytes that a row has run."""
+        return int(self._state.stages[0].positions[row])
 
-def _chunks_of(rows: Sequence[int], result: Result) -> list[list[Chunk]]:
-    chunks = _chunks_by_row(result.verdicts)
-    return [chunks.get(row, []) for row in rows]
 
-
-def _chunks_by_row(verdicts: tuple[Verdicts, ...]) -> dict[int, list[Chunk]]:
+def _chunks_of(rows: Sequence[int], verdicts: Iterable[tuple[int, Verdicts]]) -> list[list[Chunk]]:
+    """Of each row, the chunks of the stages above that its positions opened."""
     chunks: dict[int, list[Chunk]] = {}
-    for stage, said in enumerate(verdicts, start=1):
+    for stage, said in verdicts:
         opened = said.boundary.nonzero()[0]
         for row, start, p in zip(
             said.rows[opened].tolist(), said.offsets[opened].tolist(), said.p[opened].tolist(), strict=True
         ):
-            chunks.setdefault(row, []).append(Chunk(stage, start, p))
-    return chunks
+            chunks.setdefault(row, []).append(Chunk(stage + 1, start, p))
+    return [chunks.get(row, []) for row in rows]

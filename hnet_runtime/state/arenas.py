@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hnet_runtime.config import ModelConfig, StackConfig, StageConfig
-from hnet_runtime.state.rows import PAGE, PagePool, RingSlots, pages_for
+from hnet_runtime.state.rows import PAGE, PagePool, RingSlots, StagePages, pages_for
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,33 @@ class AttentionState:
 
 
 LayerState = Mamba2State | AttentionState
+
+
+@dataclass(frozen=True)
+class SavedRow:
+    """A copy of what is a row's own in all arenas, and its position counts: all that a row needs to go on from there,
+    but the pages of full-attention stages. data: [bytes] uint8, on the arenas' device."""
+
+    data: Tensor
+    positions: tuple[int, ...]
+    parked: bool  # what a row waits with is in it, too
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
+
+
+@dataclass(frozen=True)
+class SwappedRow:
+    """A row in host memory: `saved` with what it waits with, and the contents of its pages: [pages, bytes] of each
+    layer's keys and values, stage by stage."""
+
+    saved: SavedRow
+    pages: tuple[Tensor, ...]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return self.saved.positions
 
 
 @dataclass(frozen=True)
@@ -94,6 +121,7 @@ class ModelState:
         self.stages = tuple(
             self._stage(stage, kv_positions=kv_positions, max_positions=max_positions) for stage in config.stages
         )
+        self._bytes_by_row()
 
     def _stage(self, stage: StageConfig, *, kv_positions: int, max_positions: int) -> StageState:
         slots: PagePool | RingSlots | None = None
@@ -151,7 +179,22 @@ class ModelState:
 
     @property
     def page_pools(self) -> tuple[PagePool, ...]:
-        return tuple(stage.slots for stage in self.stages if isinstance(stage.slots, PagePool))
+        return tuple(pages.pool for pages in self.pages)
+
+    @property
+    def pages(self) -> tuple[StagePages, ...]:
+        """Of each stage that keeps pages: which, and how far its rows are."""
+        return tuple(
+            StagePages(index, stage.slots, stage.positions)
+            for index, stage in enumerate(self.stages)
+            if isinstance(stage.slots, PagePool)
+        )
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that `save` copies of a row whose rings are full, without what it waits with."""
+        rings = sum(part.view.shape[1] * part.view.shape[2] for part in self._rings)
+        return rings + sum(view.shape[1] for view in self._own)
 
     def reset(self, rows: Sequence[int]) -> None:
         """Makes rows as if they had never run."""
@@ -164,6 +207,91 @@ class ModelState:
             if stage.router is not None and stage.ema is not None:
                 stage.router.index_fill_(0, index, 0.0)
                 stage.ema.index_fill_(0, index, 0.0)
+
+    # ── a row's state taken out and put back ───────────────────────────────────────────────────────
+
+    def save(self, row: int, *, parked: bool = False) -> SavedRow:
+        """A copy of a row at rest; with what it waits with at a boundary where `parked`."""
+        positions = tuple(int(stage.positions[row]) for stage in self.stages)
+        parts = [view[row] for view in self._own]
+        parts += [view[row] for view in self._parked] if parked else []
+        parts += [ring.view[row, : ring.used(positions)].reshape(-1) for ring in self._rings]
+        return SavedRow(torch.cat(parts), positions, parked)
+
+    def load(self, row: int, saved: SavedRow) -> None:
+        """Makes a row what `save` copied, whichever row that was; its pages are its caller's business."""
+        views = [*self._own, *(self._parked if saved.parked else ())]
+        targets = [view[row] for view in views]
+        targets += [ring.view[row, : ring.used(saved.positions)].reshape(-1) for ring in self._rings]
+        for target, part in zip(targets, torch.split(saved.data, [each.numel() for each in targets]), strict=True):
+            target.copy_(part)
+        for stage, count in zip(self.stages, saved.positions, strict=True):
+            stage.positions[row] = count
+
+    def copy_page(self, stage: int, source: int, target: int) -> None:
+        """Copies the keys and values of one page of a stage onto another."""
+        for view in self._paged[stage]:
+            view[target] = view[source]
+
+    def swap_out(self, row: int) -> SwappedRow:
+        """A row with its pages, in host memory."""
+        saved = self.save(row, parked=True)
+        contents = [
+            view[self._pages_of(pages.pool, row, saved.positions[pages.stage])].cpu()
+            for pages in self.pages
+            for view in self._paged[pages.stage]
+        ]
+        return SwappedRow(SavedRow(saved.data.cpu(), saved.positions, saved.parked), tuple(contents))
+
+    def swap_in(self, row: int, swapped: SwappedRow) -> None:
+        """Puts a row back, on any row that has pages for its positions."""
+        self.load(row, swapped.saved)
+        contents = iter(swapped.pages)
+        for pages in self.pages:
+            owned = self._pages_of(pages.pool, row, swapped.positions[pages.stage])
+            for view in self._paged[pages.stage]:
+                view[owned] = next(contents).to(self.device)
+
+    def _pages_of(self, pool: PagePool, row: int, positions: int) -> Tensor:
+        return torch.from_numpy(pool.table[row, : pages_for(positions)].copy()).to(self.device)
+
+    def _bytes_by_row(self) -> None:
+        """Views of all arenas as bytes of a row, a ring's slot, or a page."""
+        self._own: list[Tensor] = []  # each [rows, bytes]
+        self._parked: list[Tensor] = []
+        self._rings: list[_Ring] = []
+        self._paged: dict[int, list[Tensor]] = {}  # each [pages, bytes]
+        for index, stage in enumerate(self.stages):
+            layers = [layer for stack in stage.stacks.values() for layer in stack]
+            for layer in layers:
+                if isinstance(layer, Mamba2State):
+                    self._own += [_as_bytes(layer.conv), _as_bytes(layer.ssm)]
+            self._own += [_as_bytes(each) for each in (stage.router, stage.ema) if each is not None]
+            self._parked += [_as_bytes(each) for each in (stage.parked, stage.parked_p) if each is not None]
+            kept = [each for layer in layers if isinstance(layer, AttentionState) for each in (layer.k, layer.v)]
+            if isinstance(stage.slots, RingSlots):
+                capacity = stage.slots.capacity
+                self._rings += [_Ring(index, _as_bytes(each).view(self.num_rows, capacity, -1)) for each in kept]
+            elif isinstance(stage.slots, PagePool):
+                num_pages = stage.slots.num_pages + 1
+                self._paged[index] = [_as_bytes(each).view(num_pages, -1) for each in kept]
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """view: [rows, capacity, bytes of a position]."""
+
+    stage: int
+    view: Tensor
+
+    def used(self, positions: tuple[int, ...]) -> int:
+        """Slots that a row with so many positions has written."""
+        return min(positions[self.stage], self.view.shape[1])
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """[n, …] → [n, bytes], the same memory."""
+    return tensor.view(tensor.shape[0], -1).view(torch.uint8)
 
 
 def kv_bytes_per_position(config: ModelConfig, dtype: torch.dtype, max_positions: int) -> int:

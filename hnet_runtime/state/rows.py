@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +71,17 @@ class PagePool:
         self._free = list(range(num_pages, 0, -1))
         self._owned: dict[int, list[int]] = {}
         self._counts = [0] * (num_pages + 1)  # by page: rows that own it + snapshots that hold it
+        self._owners = [0] * (num_pages + 1)  # by page: rows that own it
+        self._num_owned = 0
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def num_owned(self) -> int:
+        """Pages that rows own, each once; snapshots alone hold the others that are not free."""
+        return self._num_owned
 
     def can_reserve(self, positions: int) -> bool:
         return pages_for(positions) <= len(self._free) and pages_for(positions) <= self._row_pages
@@ -90,6 +98,14 @@ class PagePool:
         """Pages that `row` lacks to hold that many positions."""
         return max(pages_for(positions) - len(self._owned.get(row, ())), 0)
 
+    def lacking(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[R] whether each row lacks a page for position number `positions` (counted from 0), when it has those of all
+        before."""
+        pages = positions // PAGE
+        beyond: NDArray[np.bool_] = pages >= self._row_pages
+        lacks: NDArray[np.bool_] = beyond | (self.table[rows, np.minimum(pages, self._row_pages - 1)] == 0)
+        return lacks
+
     def grow(self, row: int, positions: int) -> None:
         """Gives `row` pages until it holds that many positions.
 
@@ -105,13 +121,17 @@ class PagePool:
         """Returns the row's pages beyond that many positions: what it was given and did not write."""
         owned = self._owned[row]
         kept = pages_for(positions)
-        self.drop(owned[kept:])
+        self._disown(owned[kept:])
         del owned[kept:]
         self.table[row, kept:] = 0
 
     def free(self, row: int) -> None:
-        self.drop(self._owned.pop(row))  # KeyError: freed twice, or never joined
+        self._disown(self._owned.pop(row))  # KeyError: freed twice, or never joined
         self.table[row] = 0
+
+    def capacity(self, row: int) -> int:
+        """Positions that `row` can hold in the pages it has and the free ones."""
+        return min(len(self._owned.get(row, ())) + len(self._free), self._row_pages) * PAGE
 
     def hold(self, row: int, positions: int) -> tuple[int, ...]:
         """The pages of the row's first `positions`, each held once more. The row goes on writing behind them in the
@@ -119,9 +139,14 @@ class PagePool:
         if self.missing(row, positions):
             raise ValueError(f"row {row} has no pages for {positions} positions")
         pages = tuple(self._owned[row][: pages_for(positions)])
+        self.share(pages)
+        return pages
+
+    def share(self, pages: Sequence[int]) -> None:
+        """Holds pages once more that somebody holds; ValueError, changing nothing, if nobody does."""
+        self._require_counted(pages)
         for page in pages:
             self._counts[page] += 1
-        return pages
 
     def drop(self, pages: Sequence[int]) -> None:
         """Releases one hold of each page; ValueError, changing nothing, if there is none."""
@@ -148,8 +173,7 @@ class PagePool:
         copied = pages[len(shared) :]
         if copied and not self._free:
             raise OutOfRows(f"1 page wanted, 0 of {self.num_pages} free")
-        for page in shared:
-            self._counts[page] += 1
+        self.share(shared)
         fresh = [self._take() for _ in copied]
         self._extend(row, shared + fresh)
         return (copied[0], fresh[0]) if copied else None
@@ -164,6 +188,9 @@ class PagePool:
         counts = Counter(page for pages in (*self._owned.values(), *held) for page in pages)
         assert sorted([*self._free, *counts]) == list(range(1, self.num_pages + 1)), "pages leaked"
         assert self._counts == [counts[page] for page in range(self.num_pages + 1)], "pages leaked: counts are wrong"
+        owners = Counter(page for pages in self._owned.values() for page in pages)
+        assert self._owners == [owners[page] for page in range(self.num_pages + 1)], "owners are wrong"
+        assert self._num_owned == len(owners), "the number of owned pages is wrong"
         assert sorted(self._owned) == sorted(live), "pages are owned by rows that do not live"
         for row, pages in self._owned.items():
             assert self.table[row].tolist() == pages + [0] * (self._row_pages - len(pages)), "the table is wrong"
@@ -177,6 +204,15 @@ class PagePool:
         owned = self._owned.setdefault(row, [])
         self.table[row, len(owned) : len(owned) + len(pages)] = pages
         owned.extend(pages)
+        for page in pages:
+            self._owners[page] += 1
+            self._num_owned += self._owners[page] == 1
+
+    def _disown(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self._owners[page] -= 1
+            self._num_owned -= self._owners[page] == 0
+        self.drop(pages)
 
     def _fit(self, positions: int) -> None:
         if pages_for(positions) > self._row_pages:
@@ -186,6 +222,15 @@ class PagePool:
         for page, count in Counter(pages).items():
             if not 0 < page <= self.num_pages or self._counts[page] < count:
                 raise ValueError(f"page {page} is not held {count} times")
+
+
+@dataclass(frozen=True)
+class StagePages:
+    """The pages of one stage, and [rows] how many positions of it each row has run (kept by who runs them)."""
+
+    stage: int
+    pool: PagePool
+    positions: NDArray[np.int64]
 
 
 class RingSlots:

@@ -91,30 +91,39 @@ class RowMemory:
 
     # ── rows ──────────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self, snapshot: Snapshot | None) -> int | None:
-        """A row as new, or where `snapshot` was taken; None if a page it needs for that cannot be had."""
-        if snapshot is None:
-            row = self._rows.allocate()
-            for pages in self._pages:
-                pages.pool.grow(row, 0)
-            self._arenas.reset([row])
-            return row
-        self._share(snapshot)  # so that it does not give way to itself
+    def begin(self, snapshot: Snapshot | None, expected: Sequence[int] | None = None, spare: int = 0) -> int | None:
+        """A row as new, or where `snapshot` was taken; None if pages are short.
+
+        expected: positions of each stage that it will run soon, for which pages are to be free, and `spare` more.
+        """
+        if snapshot is not None:
+            self._share(snapshot)  # so that it does not give way to itself
         try:
-            copied = [snapshot.saved.positions[pages.stage] % PAGE != 0 for pages in self._pages]
-            if not all(
-                self._free(each.pool, int(is_copied)) for each, is_copied in zip(self._pages, copied, strict=True)
-            ):
+            if expected is not None and not self.has_room(expected, spare):
                 return None
-            row = self._rows.allocate()
-            self._arenas.load(row, snapshot.saved)
-            for each, held in zip(self._pages, snapshot.pages, strict=True):
-                copy = each.pool.adopt(row, held, snapshot.saved.positions[each.stage])
-                if copy is not None:
-                    self._arenas.copy_page(each.stage, *copy)
-            return row
+            return self._begin_new() if snapshot is None else self._begin_from(snapshot)
         finally:
-            self._release(snapshot)
+            if snapshot is not None:
+                self._release(snapshot)
+
+    def _begin_new(self) -> int:
+        row = self._rows.allocate()
+        for pages in self._pages:
+            pages.pool.grow(row, 0)
+        self._arenas.reset([row])
+        return row
+
+    def _begin_from(self, snapshot: Snapshot) -> int | None:
+        positions = snapshot.saved.positions
+        if not all(self._free(each.pool, int(positions[each.stage] % PAGE != 0)) for each in self._pages):
+            return None
+        row = self._rows.allocate()
+        self._arenas.load(row, snapshot.saved)
+        for each, held in zip(self._pages, snapshot.pages, strict=True):
+            copy = each.pool.adopt(row, held, positions[each.stage])
+            if copy is not None:
+                self._arenas.copy_page(each.stage, *copy)
+        return row
 
     def leave(self, row: int) -> None:
         self._rows.free(row)

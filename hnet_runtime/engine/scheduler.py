@@ -152,12 +152,11 @@ class Scheduler:
         prompt, salt = request.request.prompt, request.request.cache_salt
         snapshot = self._best_snapshot(request)
         known = 0 if snapshot is None else snapshot.length
+        expected = None
         if self._live:
-            # As prompts chunk on the whole, and a page more for each who runs; nothing is promised.
+            # As bytes chunk on the whole, and a page more for each who runs; nothing is promised.
             expected = [(len(prompt) - known) * count // self._positions[0] for count in self._positions]
-            if not self._memory.has_room(expected, len(self._live) + 1):
-                return False, None
-        row = self._memory.begin(snapshot)
+        row = self._memory.begin(snapshot, expected, spare=len(self._live) + 1)
         if row is None:
             return False, None
         if request.pinned is not None:
@@ -199,7 +198,9 @@ class Scheduler:
             if not other.is_prefilling or other.request.cache_salt != salt:
                 continue
             length = _num_common(prompt, other.request.prompt)
-            if length > max(longest, other.fed) and (length >= _WORTH or length == len(prompt)):
+            # The choices of one prompt share its reading even where nothing is cached.
+            is_worth = prompt == other.request.prompt or (self._memory.caches and length >= _WORTH)
+            if is_worth and length > max(longest, other.fed):
                 best, longest = other, length
         if best is None:
             return False

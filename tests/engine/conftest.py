@@ -77,8 +77,8 @@ class Driver:
         self.gathered: dict[str, Gathered] = {}
         self.ticks: list[Tick] = []
 
-    def submit(self, request_id: str, prompt: bytes, **params: Any) -> None:
-        request = Request(request_id=request_id, prompt=prompt, params=SamplingParams(**params))
+    def submit(self, request_id: str, prompt: bytes, salt: str = "", /, **params: Any) -> None:
+        request = Request(request_id=request_id, prompt=prompt, params=SamplingParams(**params), cache_salt=salt)
         self.engine.submit(request)
         self.gathered[request_id] = Gathered()
 

@@ -191,7 +191,7 @@ def test_choices_of_one_seed_differ_and_repeat(driver_of):
 
 
 def test_a_running_stream_gains_a_byte_every_tick_while_a_long_prompt_runs(driver_of):
-    driver = driver_of("b_2stage", prefill_bytes_per_tick=5)
+    driver = driver_of("b_2stage", prefill_bytes_per_tick=5, prefill_share=1.0, batching="lockstep")
     driver.submit("stream", PROMPTS[1], **{**KINDS[0], "max_tokens": 60})
     driver.tick()
     driver.submit("long", PROMPTS[4], **KINDS[0])

@@ -122,7 +122,7 @@ def test_a_prompt_alone_is_scored_with_max_tokens_0(fp32_golden, driver_of):
 
 
 def test_stats_count_every_byte_and_chunk(fp32_golden, driver_of):
-    driver = driver_of(fp32_golden.name, prefill_bytes_per_tick=50)
+    driver = driver_of(fp32_golden.name, prefill_bytes_per_tick=50, prefix_cache_memory=0)
     for prompt in fp32_golden.prompts():
         driver.submit(str(prompt.index), prompt_bytes(prompt), max_tokens=12, return_chunks=True, **GREEDY)
     driver.run()

@@ -62,6 +62,11 @@ class Choice:
         """Bytes of the prompt, BOS included."""
         return len(self._prompt)
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the prompt that came from the prefix cache; 0 until the row has ended and says so."""
+        return 0 if self.usage is None else self.usage.cached_bytes
+
     def add(self, output: Output) -> None:
         """Takes what the row gained."""
         self._held += output.data

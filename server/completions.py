@@ -99,9 +99,11 @@ class CompletionJob:
                     request_id=f"{self.id}-{serial}-{index}",
                     prompt=prompt,
                     params=msgspec.structs.replace(params, choice=choice, max_tokens=max_tokens),
+                    cache_salt=completion.cache_salt or "",
                 )
                 self.requests.append(request)
                 self._choices[request.request_id] = Choice(index, prompt, options)
+        self._firsts = list(self._choices.values())[:: completion.n]  # of each prompt, its first choice
 
     def _max_tokens(self) -> list[int]:
         """Bytes each prompt may be completed by; raises ApiError where request and model do not fit."""
@@ -214,7 +216,7 @@ class CompletionJob:
         document = {**self._head(), "choices": [shown]}
         options = self._request.stream_options
         if options is not None and options.continuous_usage_stats:
-            document["usage"] = usage([choice.prompt_length], [choice])
+            document["usage"] = usage([self._firsts[choice.index // self._request.n]], [choice])
         elif options is not None and options.include_usage:
             document["usage"] = None
         return event(msgspec.json.encode(document))
@@ -229,7 +231,7 @@ class CompletionJob:
         }
 
     def _usage(self) -> dict[str, Any]:
-        return usage([len(prompt) for prompt in self._prompts], list(self._choices.values()))
+        return usage(self._firsts, list(self._choices.values()))
 
 
 def prompt_bytes(prompt: Prompt, add_special_tokens: bool) -> bytes:
@@ -242,16 +244,19 @@ def prompt_bytes(prompt: Prompt, add_special_tokens: bool) -> bytes:
     return data
 
 
-def usage(prompt_lengths: Sequence[int], choices: Sequence[Choice]) -> dict[str, Any]:
-    """OpenAI's usage object in bytes; chunks per stage, of prompt and completion, where all is known."""
-    read, wrote = sum(prompt_lengths), sum(choice.num_bytes for choice in choices)
+def usage(firsts: Sequence[Choice], choices: Sequence[Choice]) -> dict[str, Any]:
+    """OpenAI's usage object in bytes; chunks per stage, of prompt and completion, where all is known.
+
+    Each prompt counts once, by its first choice, one of `firsts`: what other choices share with that is no cache hit.
+    """
+    read, wrote = sum(first.prompt_length for first in firsts), sum(choice.num_bytes for choice in choices)
     chunks = [choice.usage.chunks for choice in choices if choice.usage is not None]
     details = {"chunks": [sum(stage) for stage in zip(*chunks, strict=True)]} if len(chunks) == len(choices) else {}
     return {
         "prompt_tokens": read,
         "completion_tokens": wrote,
         "total_tokens": read + wrote,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(first.cached_bytes for first in firsts)},
         "completion_tokens_details": details,
     }
 

@@ -2,7 +2,8 @@
 
 Python's lock is never shared between HTTP and the model, and an engine that crashes is an
 error message here, not a dead port. Two ZeroMQ pipes over sockets in a private directory, one
-msgpack message a tick. The child ends when the parent does, whatever the parent died of.
+msgpack message a tick, sent by a thread beside the model's. The child ends when the parent does,
+whatever the parent died of.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import zmq
 
 from hnet_runtime.engine.messages import FromClient, FromEngine, Shutdown
 from server.engine_loop import EngineLaunch, Progress, serve_engine
+from server.sender import Sender
 
 PARENT_CHECK_SECONDS = 1.0
 DRAIN_AT_ONCE = 64  # messages taken from the socket before other work of the event loop gets its turn
@@ -162,6 +164,7 @@ def run_engine_process(call: ChildCall, loading: AbstractContextManager[Progress
     outbox = context.socket(zmq.PUSH)
     outbox.set_hwm(0)
     outbox.connect(call.from_engine)
+    sender = Sender(outbox)
     checked = time.monotonic()
 
     def receive(timeout: float) -> Sequence[FromClient]:
@@ -180,7 +183,10 @@ def run_engine_process(call: ChildCall, loading: AbstractContextManager[Progress
             return messages
 
     try:
-        done = serve_engine(call.launch, receive, lambda message: outbox.send(_encoder.encode(message)), loading)
+        try:
+            done = serve_engine(call.launch, receive, sender.put, loading)
+        finally:
+            sender.close()
     finally:
         context.destroy(linger=2000)  # milliseconds for the last message to leave
     return 0 if done else 1

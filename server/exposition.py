@@ -53,8 +53,13 @@ class _ServerCollector(Collector):
         stats = client.stats
         yield _gauge("num_requests_running", "Requests that hold a row.", stats.running)
         yield _gauge("num_requests_waiting", "Requests that wait for a row.", stats.waiting)
+        parked = [((str(stage),), count) for stage, count in enumerate(self._parked(), start=1)]
+        text = "Requests whose row waits at the start of a chunk of the stage; part of those that run."
+        yield _gauge_by("num_requests_parked", text, parked, ("stage",))
         yield _gauge("kv_cache_usage_perc", "Share of the KV positions in use, 0 to 1.", stats.kv_in_use)
         yield _gauge("state_slots_usage_perc", "Share of the rows in use, 0 to 1.", stats.rows_in_use)
+        held = "Bytes of memory that kept prefixes take, beside the KV pages they share with rows."
+        yield _gauge("prefix_cache_bytes", held, stats.prefix_cache_bytes)
         age = "Seconds since the engine was last heard of; it speaks at least once a second, work or none."
         yield _gauge("engine_heartbeat_age_seconds", age, client.heartbeat_age)
         if info is not None:
@@ -81,6 +86,12 @@ class _ServerCollector(Collector):
                 family.add_metric([self._service.model_name], value)
                 yield family
 
+    def _parked(self) -> tuple[int, ...]:
+        """Rows that wait for stage 1, 2, …: zeros before the engine's first word of it, and after its last."""
+        client = self._service.client
+        num_stages = len(client.info.stages) - 1 if client.info is not None else 0
+        return client.stats.parked or (0,) * num_stages
+
     def _counters(self) -> Iterator[Metric]:
         metrics, totals = self._metrics, self._metrics.totals
         yield _counter(
@@ -89,6 +100,20 @@ class _ServerCollector(Collector):
         yield _counter("generation_bytes", "Bytes generated.", [((), totals.generation_bytes_total)])
         chunks = [((str(stage),), count) for stage, count in enumerate(totals.chunks_total, start=1)]
         yield _counter("chunks", "Chunks opened: positions of a stage, stage 1 and up.", chunks, ("stage",))
+        for name, text, count in (
+            ("num_preemptions", "Times a request gave up its row for another one.", totals.preemptions_total),
+            (
+                "prefix_cache_queries_bytes",
+                "Bytes of the prompts that were looked up in the prefix cache.",
+                totals.prefix_cache_queries_bytes_total,
+            ),
+            (
+                "prefix_cache_hits_bytes",
+                "Bytes of prompts that came from the prefix cache and were not read again.",
+                totals.prefix_cache_hits_bytes_total,
+            ),
+        ):
+            yield _counter(name, text, [((), count)])
         for name, text, counts in (
             ("steps", "Pieces of work the engine ran.", metrics.steps),
             ("step_rows", "Rows (of a prefill: bytes) the pieces of work covered.", metrics.step_rows),
@@ -117,12 +142,23 @@ class _ServerCollector(Collector):
             yield _histogram(name, text, [((), histogram)])
         per_chunk = [((str(stage),), histogram) for stage, histogram in metrics.bytes_per_chunk.items()]
         yield _histogram("bytes_per_chunk", "Bytes per chunk of a stage, request by request.", per_chunk, ("stage",))
+        waits = [((str(stage),), histogram) for stage, histogram in sorted(metrics.park_wait.items())]
+        yield _histogram("park_wait_seconds", "Seconds a row waited at the start of a chunk.", waits, ("stage",))
         steps = [((kind, str(stage)), histogram) for (kind, stage), histogram in metrics.step_duration.items()]
         yield _histogram("step_duration_seconds", "Seconds a piece of work took.", steps, ("kind", "stage"))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"hnet_{name}", text, value=value)
+
+
+def _gauge_by(
+    name: str, text: str, values: Iterable[tuple[tuple[str, ...], float]], labels: tuple[str, ...]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"hnet_{name}", text, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
 
 
 def _counter(

@@ -2,7 +2,7 @@
 
 Counting is on the path of every byte, so it is additions and nothing else; names, labels and
 the text format are `server.exposition`'s, which reads these numbers when somebody asks.
-One "request" here is one of the engine's: a choice of a prompt.
+One "request" here is one of the engine's: a choice of a prompt. Its end goes into the request log as well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from hnet_runtime.engine.messages import EngineStats, FinishReason, Request, Tick, Usage
 from server.admission import Backlog
+from server.request_log import log_finished
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -71,6 +72,7 @@ class Metrics:
         self.steps: Counter[tuple[str, int]] = Counter()
         self.step_rows: Counter[tuple[str, int]] = Counter()
         self.step_duration: defaultdict[tuple[str, int], Histogram] = defaultdict(lambda: Histogram(SECONDS))
+        self.park_wait: defaultdict[int, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.bytes_per_chunk: defaultdict[int, Histogram] = defaultdict(lambda: Histogram(BYTES_PER_CHUNK))
         self.time_to_first_byte = Histogram(SECONDS)
         self.inter_byte_latency = Histogram(SECONDS)
@@ -94,6 +96,8 @@ class Metrics:
             self.steps[key] += 1
             self.step_rows[key] += step.rows
             self.step_duration[key].observe(step.seconds)
+        for stage, seconds in stats.park_waits:
+            self.park_wait[stage].observe(seconds)
         for output in tick.outputs:
             live = self._live.get(output.request_id)
             if live is None:
@@ -128,3 +132,11 @@ class Metrics:
             for stage, chunks in enumerate(usage.chunks, start=1):
                 if chunks:
                     self.bytes_per_chunk[stage].observe((usage.prompt_bytes + usage.completion_bytes) / chunks)
+        log_finished(
+            request_id,
+            reason,
+            usage,
+            prompt_bytes=live.prompt_bytes,
+            completion_bytes=live.num_bytes,
+            seconds=now - live.submitted,
+        )

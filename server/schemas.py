@@ -21,6 +21,7 @@ from server.unsupported import UNSUPPORTED
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 1024
 MAX_N = 128
+MAX_CACHE_SALT = 256
 MAX_HEADER = 1024
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
@@ -93,6 +94,12 @@ class CompletionRequest(_Strict):
     return_tokens_as_token_ids: bool = Field(False, description="Name bytes `token_id:N` in logprobs.")
     return_chunks: bool = Field(False, description="List the chunk boundaries of prompt and completion.")
     utf8: Literal["strict", "raw"] = Field("strict", description="Well-formed text by construction, or any byte.")
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CACHE_SALT,
+        description="Only requests of the same salt share what the prefix cache holds.",
+    )
     user: str | None = None
     request_id: str | None = Field(None, max_length=256)
 
@@ -115,6 +122,12 @@ class CompletionRequest(_Strict):
         if max(map(len, encoded), default=0) > MAX_STOP_BYTES:
             raise _wrong(f"has a string of more than {MAX_STOP_BYTES} bytes")
         return encoded
+
+    @field_validator("cache_salt")
+    @classmethod
+    def _cache_salt(cls, value: str) -> str:
+        utf8(value)
+        return value
 
     @model_validator(mode="after")
     def _agreement(self) -> CompletionRequest:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16"]
 Kernels = Literal["auto", "native", "torch"]
 Quantization = Literal["int8"]
+Batching = Literal["lockstep", "aligned", "adaptive"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 MIB = 1 << 20
 
@@ -33,6 +35,12 @@ class ServerSettings:
     kv_memory: int | None = None  # bytes
     weight_cache: str | None = None  # directory, or "off"
     prefill_bytes_per_tick: int | None = None
+    batching: Batching = "adaptive"
+    max_park_ticks: int = 64
+    max_park_seconds: float = 1.0
+    prefix_cache_memory: int | None = None  # bytes; 0 is off
+    prefix_cache_interval: int | None = None  # bytes of a prompt
+    debug_checks: bool = False
     threads: int | None = None
     api_key: str | None = None
     served_model_name: str | None = None
@@ -44,7 +52,6 @@ class ServerSettings:
     metrics_compat: Literal["vllm"] | None = None
     in_process: bool = False
     log_level: LogLevel = "info"
-    batching: Literal["lockstep"] = "lockstep"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -52,6 +59,9 @@ class ServerSettings:
             ("max_model_len", 2),
             ("kv_memory", 1),
             ("prefill_bytes_per_tick", 1),
+            ("max_park_ticks", 1),
+            ("prefix_cache_memory", 0),
+            ("prefix_cache_interval", 1),
             ("threads", 1),
             ("stream_flush_ms", 0),
             ("drain_timeout", 0),
@@ -59,8 +69,10 @@ class ServerSettings:
             ("max_waiting_requests", 0),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # so that NaN is refused too
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 < self.max_park_seconds < math.inf:
+            raise ValueError(f"max_park_seconds must be a finite number above 0, not {self.max_park_seconds}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
         if self.api_key is not None and not self.api_key.strip():

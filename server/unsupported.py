@@ -52,7 +52,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "prompt_logprobs": Unsupported(_never, "is not supported; use echo with logprobs"),
     "truncate_prompt_tokens": Unsupported(_never),
     "priority": Unsupported(_is(0), "is not supported; only 0 is accepted"),
-    "cache_salt": Unsupported(_never),
     "response_format": Unsupported(_plain_text, 'is not supported; only {"type": "text"} is accepted'),
     "structured_outputs": Unsupported(_never),
     "guided_json": Unsupported(_never),

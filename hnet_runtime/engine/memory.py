@@ -207,6 +207,7 @@ class RowMemory:
     ) -> Pinned | None:
         """Snapshots a row at rest after `data` into the cache, and for `users` who wait for it."""
         saved: Saved = self._arenas.save(row)
+        assert saved.positions[0] == len(data), "a snapshot of other bytes than were fed"
         pages = tuple(each.pool.hold(row, saved.positions[each.stage]) for each in self._pages)
         # A logit is four bytes.
         num_bytes = saved.num_bytes + chunks.num_bytes + 4 * len(logits)

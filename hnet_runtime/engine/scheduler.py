@@ -393,8 +393,7 @@ class Scheduler:
         if share >= 1 or not decoding:
             self._prompt_debt = 0.0
         else:
-            owed = max(self._prompt_debt - decoding, 0.0)
-            self._prompt_debt = owed + prefilling * (1 - share) / share
+            self._prompt_debt = max(self._prompt_debt + prefilling * (1 - share) / share - decoding, 0.0)
 
     def check(self) -> None:
         """Conservation: every row and page is free, cached, or owned by live requests. Raises AssertionError."""

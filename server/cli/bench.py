@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-BENCHMARKS = ("roofline", "decode", "prefill", "peers", "precision", "start")
+BENCHMARKS = ("roofline", "decode", "batching", "prefill", "prefix", "peers", "precision", "start")
+_MODULES = {"prefix": "prefix_cache"}  # the others are in the file of their name
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -27,5 +28,5 @@ def bench(name: str, arguments: tuple[str, ...]) -> int:
         raise click.ClickException("benchmarks are part of a checkout, not of the installed package")
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
-    import_module(f"benchmarks.{name}").main(list(arguments))
+    import_module(f"benchmarks.{_MODULES.get(name, name)}").main(list(arguments))
     return 0

@@ -49,6 +49,7 @@ def load_engine(model: str | None, *, max_model_len: int = DEFAULT_MODEL_LEN, **
         "max_num_seqs": 1,
         "max_model_len": max_model_len,
         "prefill_bytes_per_tick": PREFILL_AT_ONCE,
+        "prefix_cache_memory": 0,  # no second text would find anything
     }
     with progress_bar(f"loading {model or 'the demo model'}") as progress:
         return engine_launch.load_engine(model=model, progress=progress, **rows, **options)

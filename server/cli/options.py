@@ -51,19 +51,26 @@ UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class Bytes(click.ParamType[int]):
-    """A number of bytes: `4194304`, `512M`, `1.5GiB`. Powers of 1024."""
+    """A number of bytes: `4194304`, `512M`, `1.5GiB`. Powers of 1024. With `can_be_off` also `off`, which is 0."""
 
     name = "bytes"
+
+    def __init__(self, *, can_be_off: bool = False) -> None:
+        self._can_be_off = can_be_off
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        text = value.strip().lower().removesuffix("ib").removesuffix("b")
+        text = value.strip().lower()
+        if self._can_be_off and text in ("off", "0"):
+            return 0
+        text = text.removesuffix("ib").removesuffix("b")
         number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS and text[-1:] else (text, "")
         try:
             size = int(float(number) * UNITS[unit])
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a number of bytes such as 4194304, 512M or 2G", param, ctx)
+            off = ", nor off" if self._can_be_off else ""
+            self.fail(f"{value!r} is not a number of bytes such as 4194304, 512M or 2G{off}", param, ctx)
         if size < 1:
             self.fail(f"{value!r} must be at least 1 byte", param, ctx)
         return size

@@ -19,6 +19,8 @@ ENGINE_FACTORY = "server.engine_launch:load_engine"
 ENGINE_OPTIONS = (
     *("model", "config", "revision", "device", "dtype", "kernels", "quantization", "threads"),
     *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "weight_cache"),
+    *("batching", "max_park_ticks", "max_park_seconds"),
+    *("prefix_cache_memory", "prefix_cache_interval", "debug_checks"),
 )
 
 
@@ -32,7 +34,30 @@ ENGINE_OPTIONS = (
 @option("--kv-memory", type=Bytes(), help="Memory for keys and values, such as 2G.")
 @option("--weight-cache", help="Directory for packed weights of large models, or off. [default: the user's cache]")
 @option("--prefill-bytes-per-tick", type=click.IntRange(1), help="Prompt bytes read between two steps of decoding.")
-@option("--batching", type=click.Choice(["lockstep", "aligned", "adaptive"]), default="lockstep")
+@option(
+    "--batching",
+    type=click.Choice(["lockstep", "aligned", "adaptive"]),
+    default="adaptive",
+    help="When rows that open a chunk run the stages above: at once, when most wait, or as measured costs say.",
+)
+@option("--max-park-ticks", type=click.IntRange(1), default=64, help="Most steps that a row waits at a chunk's start.")
+@option(
+    "--max-park-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Longest that a row waits at a chunk's start.",
+)
+@option(
+    "--prefix-cache-memory",
+    type=Bytes(can_be_off=True),
+    help="Memory for prefixes that prompts share, such as 2G, or off. [default: an eighth, at most 8G]",
+)
+@option(
+    "--prefix-cache-interval",
+    type=click.IntRange(1),
+    help="Prompt bytes between two states kept for the prefix cache. [default: 64, or more for large models]",
+)
+@option("--debug-checks", is_flag=True, help="Check after every step that no row and no page is lost.")
 @option("--api-key", help="Key that clients must send as a Bearer token.")
 @option("--served-model-name", help="Name clients call the model by.")
 @option("--stream-flush-ms", type=click.FloatRange(0), default=20.0, help="Longest a stream gathers under load.")
@@ -43,10 +68,8 @@ ENGINE_OPTIONS = (
 @option("--metrics-compat", type=click.Choice(["vllm"]), help="Also serve gauges under another server's names.")
 @option("--in-process", is_flag=True, help="Run the engine in a thread, not in a process of its own.")
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
-def serve(batching: str, **options: Any) -> int:
+def serve(**options: Any) -> int:
     """Serve MODEL over HTTP to any OpenAI client, many requests at once."""
-    if batching != "lockstep":
-        raise click.UsageError(f"--batching {batching} is not available yet; use lockstep")
     try:
         settings = ServerSettings(**options)
     except ValueError as error:

@@ -19,6 +19,7 @@ from benchmarks.policy_sim import (
     contenders,
     default_costs,
     even_lengths,
+    panel,
     plot,
     read_costs,
     simulate,
@@ -228,5 +229,5 @@ def test_a_plot_has_a_panel_for_each_row_count(tmp_path):
     pytest.importorskip("matplotlib")
     costs = {0: {1: 0.01}, 1: {1: 0.1}}
     path = tmp_path / "plot.png"
-    plot(path, "small", {rows: compare(costs, [4.8], rows, 600, 1) for rows in (1, 2, 3, 4)})
+    plot(path, "small", {rows: panel(*compare(costs, [4.8], rows, 600, 1)) for rows in (1, 2, 3, 4)})
     assert path.read_bytes().startswith(b"\x89PNG")

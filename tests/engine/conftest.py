@@ -142,3 +142,8 @@ def engine_on(config: Any, weights: Mapping[str, torch.Tensor], **settings: Any)
 def driver_on(keep_threads) -> Callable[..., Driver]:
     """`driver_on(config, weights, **EngineConfig)`: the same on given weights."""
     return lambda config, weights, **settings: Driver(engine_on(config, weights, **settings))
+
+
+@pytest.fixture
+def driver_class() -> type[Driver]:
+    return Driver

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from conftest import Driver
 from hnet_runtime.engine.config import EngineConfig
 from hnet_runtime.engine.engine import Engine
 from hnet_runtime.model.hierarchy import HNet
@@ -18,12 +17,12 @@ from tests import courses
 
 
 @pytest.mark.parametrize(("name", "chunky"), [("a_1stage", True), ("b_2stage", False), ("b_2stage", True)])
-def test_no_course_of_events_changes_what_a_request_gets(golden_case, keep_threads, name, chunky):
+def test_no_course_of_events_changes_what_a_request_gets(golden_case, driver_class, keep_threads, name, chunky):
     case = golden_case(name)
     model = HNet(case.config, case.weights, courses.CHUNKY if chunky else None)
 
-    def driver_of(config: EngineConfig) -> Driver:
-        return Driver(Engine(model, config=config))
+    def driver_of(config: EngineConfig) -> Any:
+        return driver_class(Engine(model, config=config))
 
     truth = courses.Truth(driver_of)
     page = PAGE * kv_bytes_per_position(case.config, model.dtype, courses.MAX_MODEL_LEN)

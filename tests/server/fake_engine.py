@@ -1,8 +1,8 @@
 """A deterministic engine without a model: what the server's tests talk to.
 
 It completes a prompt by repeating its text from the start, one byte a tick and row. Words in the
-prompt make it misbehave; see `WORDS`. Every verdict, log-probability and count is a plain function
-of the bytes, so a test can say what must come out.
+prompt make it misbehave or wait; see `WORDS`. Every verdict, log-probability and count is a plain function
+of the bytes, so a test can say what must come out. Built with a prefix cache, it knows every prompt that came before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ WORDS = {
     b"!eos": "the model ends the text after five bytes",
     b"!exit": "the process ends after three bytes",
     b"!hang": "the tick takes an hour",
+    b"!lost": "a message that no encoder knows is sent after three bytes",
+    b"!park": "the row waits after two bytes, PARK_TICKS for stage 1 and as many for stage 2",
+    b"!preempt": "the request says that it gave up its row twice",
 }
+PARK_TICKS = 50
+PARK_SECONDS = (0.25, 2.0)  # what a wait for stage 1, 2 is said to have taken
 STAGES = (3, 7)  # a chunk of stage 1 every 3 bytes, of stage 2 every 7
 
 
@@ -62,6 +67,11 @@ def completion(prompt: bytes, choice: int = 0, seed: int = 0, temperature: float
     return itertools.islice(itertools.cycle(text), start, None)
 
 
+def shared(one: bytes, other: bytes) -> int:
+    """How many leading bytes two texts have in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 @dataclass
 class Row:
     request: Request
@@ -69,12 +79,22 @@ class Row:
     source: Iterator[int]
     data: bytearray = field(default_factory=bytearray)
     prefilled: bool = False
+    cached: int = 0  # bytes of the prompt that the cache knew
+    due: int = 0  # the stage it waits for; 0 while it does not
+    wait: int = 0  # ticks left of that
+    waited: list[int] = field(default_factory=list)  # stages it has waited for
+
+    @property
+    def preemptions(self) -> int:
+        return 2 if b"!preempt" in self.request.prompt else 0
 
 
 class FakeEngine:
     """The engine's interface (`server.engine_loop.Engine`) over the rules above."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, tick_seconds: float, journal: str | None) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, tick_seconds: float, journal: str | None, prefix_cache: bool
+    ) -> None:
         stages = (
             StageInfo(stage=0, d_model=8, layout="m1 · m1", parameters=10),
             StageInfo(stage=1, d_model=8, layout="m1 · m1", parameters=20),
@@ -98,6 +118,9 @@ class FakeEngine:
         self.pending: list[Output] = []
         self.prompt_bytes = self.generation_bytes = 0
         self.chunks = [0, 0]
+        self.known: dict[str, list[bytes]] | None = {} if prefix_cache else None  # prompts by salt
+        self.queried = self.hit = self.preemptions = 0
+        self.park_waits: list[tuple[int, float]] = []  # of this tick
 
     @property
     def has_work(self) -> bool:
@@ -125,11 +148,14 @@ class FakeEngine:
         while self.waiting and len(self.running) < self.info.max_num_seqs:
             self.running.append(self.waiting.pop(0))
         outputs, self.pending = self.pending, []
+        self.park_waits.clear()
         steps = []
         if self.running:
             if self.tick_seconds:
                 time.sleep(self.tick_seconds)
             for row in list(self.running):
+                if self.parks(row):
+                    continue
                 outputs.append(self.step(row))
                 if outputs[-1].finish_reason is not None:
                     self.running.remove(row)
@@ -142,9 +168,39 @@ class FakeEngine:
             prompt_bytes_total=self.prompt_bytes,
             generation_bytes_total=self.generation_bytes,
             chunks_total=tuple(self.chunks),
+            parked=tuple(sum(row.due == stage for row in self.running) for stage in (1, 2)),
+            preemptions_total=self.preemptions,
+            prefix_cache_queries_bytes_total=self.queried,
+            prefix_cache_hits_bytes_total=self.hit,
+            prefix_cache_bytes=sum(map(len, itertools.chain(*(self.known or {}).values()))),
+            park_waits=tuple(self.park_waits),
             steps=tuple(steps),
         )
         return Tick(outputs=tuple(outputs), stats=stats)
+
+    def parks(self, row: Row) -> bool:
+        """Whether the row waits in this tick."""
+        if row.due:
+            row.wait -= 1
+            if row.wait:
+                return True
+            self.park_waits.append((row.due, PARK_SECONDS[row.due - 1]))
+            row.waited.append(row.due)
+            row.due = 0
+        if b"!park" in row.request.prompt and len(row.data) == 2 and len(row.waited) < 2:
+            row.due, row.wait = len(row.waited) + 1, PARK_TICKS
+        return bool(row.due)
+
+    def look_up(self, request: Request) -> int:
+        """Bytes of the prompt that an earlier one of the same salt began with; from now on this one is known too."""
+        if self.known is None or request.params.prompt_logprobs is not None:
+            return 0
+        prompts = self.known.setdefault(request.cache_salt, [])
+        found = max((shared(prompt, request.prompt) for prompt in prompts), default=0)
+        prompts.append(request.prompt)
+        self.queried += len(request.prompt)
+        self.hit += found
+        return found
 
     def step(self, row: Row) -> Output:
         """One byte for one row; a prompt is read whole in the tick of its first byte."""
@@ -154,7 +210,8 @@ class FakeEngine:
         start = len(prompt) + len(row.data) - 1
         if not row.prefilled:
             row.prefilled = True
-            self.prompt_bytes += len(prompt)
+            row.cached = self.look_up(request)
+            self.prompt_bytes += len(prompt) - row.cached
             start = 0
             if params.prompt_logprobs is not None:
                 extra["prompt_logprobs"] = tuple(self.score(byte, params.prompt_logprobs) for byte in prompt[1:])
@@ -166,6 +223,9 @@ class FakeEngine:
                 return self.end(row, "error", error="a logit is not a number")
         if len(row.data) == 5 and b"!eos" in prompt and not params.ignore_eos:
             return self.end(row, "stop", stop_reason=EOS)
+        if len(row.data) == 3 and b"!lost" in prompt:
+            row.data.append(next(row.source))
+            return Output(request_id=request.request_id, data=b"-", stop_reason=object())  # type: ignore[arg-type]
         byte = next(row.source)
         row.data.append(byte)
         self.generation_bytes += 1
@@ -198,6 +258,7 @@ class FakeEngine:
     def end(self, row: Row, reason: Any, **extra: Any) -> Output:
         self.note(reason, row.request.request_id)
         num_bytes = len(row.request.prompt) + len(row.data)
+        self.preemptions += row.preemptions
         chunks = tuple(math.ceil(num_bytes / every) for every in STAGES)
         self.chunks = [total + new for total, new in zip(self.chunks, chunks, strict=True)]
         usage = Usage(
@@ -207,6 +268,9 @@ class FakeEngine:
             queue_seconds=0.001,
             prefill_seconds=0.002,
             decode_seconds=time.monotonic() - row.submitted,
+            cached_bytes=row.cached,
+            park_seconds=sum(PARK_SECONDS[stage - 1] for stage in row.waited),
+            preemptions=row.preemptions,
         )
         return Output(request_id=row.request.request_id, finish_reason=reason, usage=usage, **extra)
 
@@ -224,10 +288,11 @@ def build(
     load_seconds: float = 0.0,
     failure: str | None = None,
     journal: str | None = None,
+    prefix_cache: bool = False,
     progress: Any = None,
 ) -> FakeEngine:
     """The factory: `EngineLaunch(factory="fake_engine:build", arguments={…})`."""
     time.sleep(load_seconds)
     if failure is not None:
         raise ValueError(failure)
-    return FakeEngine(max_num_seqs, max_model_len, tick_seconds, journal)
+    return FakeEngine(max_num_seqs, max_model_len, tick_seconds, journal, prefix_cache)

@@ -82,6 +82,10 @@ COMPLETION: list[tuple[dict[str, Any], str | None]] = [
     ({"return_token_ids": 1}, "return_token_ids"),
     ({"return_tokens_as_token_ids": "x"}, "return_tokens_as_token_ids"),
     ({"return_chunks": []}, "return_chunks"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": "x" * 257}, "cache_salt"),
+    ({"cache_salt": 5}, "cache_salt"),
+    ({"cache_salt": ["x"]}, "cache_salt"),
     ({"user": 5}, "user"),
     ({"request_id": 5}, "request_id"),
     ({"model": 5}, "model"),
@@ -103,7 +107,6 @@ USED: dict[str, Any] = {
     "prompt_logprobs": 1,
     "truncate_prompt_tokens": 5,
     "priority": 1,
-    "cache_salt": "x",
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a"},
     "guided_json": {},
@@ -163,6 +166,8 @@ def test_every_unsupported_parameter_is_in_the_table_above() -> None:
         {"seed": -(2**63)},
         {"logprobs": 256},
         {"request_id": "mine", "user": "somebody"},
+        {"cache_salt": "x"},
+        {"cache_salt": "é" * 256},
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -188,7 +193,12 @@ def test_a_body_that_is_no_object_is_a_400(http: httpx.Client, body: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    ("field", "param"), [('"prompt": "a\\ud800"', "prompt"), ('"prompt": "a", "stop": ["\\udfff"]', "stop")]
+    ("field", "param"),
+    [
+        ('"prompt": "a\\ud800"', "prompt"),
+        ('"prompt": "a", "stop": ["\\udfff"]', "stop"),
+        ('"prompt": "a", "cache_salt": "\\ud800"', "cache_salt"),
+    ],
 )
 def test_a_lone_surrogate_is_a_400_that_names_the_parameter(http: httpx.Client, field: str, param: str) -> None:
     refused(http.post("/v1/completions", content="{" + field + "}"), param)

@@ -75,6 +75,28 @@ def test_a_streamed_completion_is_the_whole_one_in_pieces(client: openai.OpenAI)
     assert [item for piece in pieces for item in piece.logprobs.text_offset] == whole.logprobs.text_offset
 
 
+def test_a_prompt_read_before_is_found_again_under_its_salt_alone(client: openai.OpenAI, demo: ServerProcess) -> None:
+    def ask(salt: str, **options: Any) -> Any:
+        answer = create(client, PROMPT * 5, {"cache_salt": salt}, max_tokens=16, temperature=0, **options)
+        assert answer.usage is not None
+        return answer.choices[0].text, answer.usage.prompt_tokens, answer.usage.prompt_tokens_details.cached_tokens
+
+    def metrics() -> dict[str, float]:
+        with demo.client() as http:
+            return samples(http.get("/metrics").text)
+
+    before = metrics()
+    text, length, cached = ask("mine")
+    assert cached == 0
+    assert ask("mine", n=3) == (text, length, length)
+    assert ask("yours") == (text, length, 0)
+    after = metrics()
+    gained = {name: after[name] - before[name] for name in after if name.startswith("hnet_prefix_cache_")}
+    assert gained["hnet_prefix_cache_queries_bytes_total"] >= 3 * length
+    assert gained["hnet_prefix_cache_hits_bytes_total"] >= length
+    assert after["hnet_prefix_cache_bytes"] > 0
+
+
 def test_greedy_takes_the_most_probable_byte_and_logprobs_are_a_distribution(client: openai.OpenAI) -> None:
     extra = {"utf8": "raw", "ignore_eos": True}
     choice = create(client, extra=extra, max_tokens=24, temperature=0, logprobs=256).choices[0]

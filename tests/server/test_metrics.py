@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import httpx
 import pytest
-from answers import samples
+from answers import samples, wait_for
 from conftest import Running
+from fake_engine import PARK_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import Histogram
@@ -12,6 +14,12 @@ from server.metrics import Histogram
 NAMES = {
     "hnet_num_requests_running",
     "hnet_num_requests_waiting",
+    "hnet_num_requests_parked",
+    "hnet_num_preemptions",
+    "hnet_prefix_cache_queries_bytes",
+    "hnet_prefix_cache_hits_bytes",
+    "hnet_prefix_cache_bytes",
+    "hnet_park_wait_seconds",
     "hnet_kv_cache_usage_perc",
     "hnet_state_slots_usage_perc",
     "hnet_engine_heartbeat_age_seconds",
@@ -69,6 +77,64 @@ def test_all_that_was_asked_is_counted(serve_in_thread: Callable[..., Running]) 
     assert values['hnet_bytes_per_chunk_count{stage="2"}'] == 7
 
 
+def test_waits_for_a_stage_are_shown_while_they_last_and_measured_when_they_end(
+    serve_in_thread: Callable[..., Running],
+) -> None:
+    running = serve_in_thread(tick_seconds=0.01)
+    seen: set[tuple[float, float]] = set()
+
+    def parked(client: httpx.Client) -> tuple[float, float]:
+        values = samples(client.get("/metrics").text)
+        return values[PARKED.format(1)], values[PARKED.format(2)]
+
+    with running.client() as client, running.client() as other:
+        assert parked(client) == (0, 0)  # every stage is there before anything waits
+        body = {"prompt": ["a!park", "b!park", "c"], "max_tokens": 4, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            wait_for(lambda: seen.add(parked(other)) or {(2, 0), (0, 2)} <= seen)
+            answer.read()
+        values = samples(client.get("/metrics").text)
+        assert parked(client) == (0, 0)
+    for stage, seconds in enumerate(PARK_SECONDS, start=1):
+        assert values[f'hnet_park_wait_seconds_count{{stage="{stage}"}}'] == 2
+        assert values[f'hnet_park_wait_seconds_sum{{stage="{stage}"}}'] == 2 * seconds
+
+
+def test_totals_of_the_prefix_cache_and_of_preemptions_outlive_an_engine(
+    serve_in_thread: Callable[..., Running],
+) -> None:
+    with serve_in_thread(prefix_cache=True).client() as client:
+        for prompt in ("abcdef", "abcxyz", "a!preempt"):
+            client.post("/v1/completions", json={"prompt": prompt})
+        before = samples(client.get("/metrics").text)
+        assert client.post("/v1/completions", json={"prompt": "!crash"}).status_code == 500
+        after = samples(client.get("/metrics").text)
+    counted = {
+        "hnet_prefix_cache_queries_bytes_total": 7 + 7 + 10,
+        "hnet_prefix_cache_hits_bytes_total": 4 + 2,
+        "hnet_num_preemptions_total": 2,
+    }
+    for name, count in counted.items():
+        assert before[name] == count
+        assert after[name] >= count
+    assert (before["hnet_prefix_cache_bytes"], after["hnet_prefix_cache_bytes"]) == (24, 0)
+
+
+def test_help_says_the_unit(serve_in_thread: Callable[..., Running]) -> None:
+    with serve_in_thread().client() as client:
+        families = {each.name: each for each in text_string_to_metric_families(client.get("/metrics").text)}
+    for name, unit in (
+        ("hnet_num_requests_parked", "Requests"),
+        ("hnet_num_preemptions", "Times"),
+        ("hnet_prefix_cache_queries_bytes", "Bytes"),
+        ("hnet_prefix_cache_hits_bytes", "Bytes"),
+        ("hnet_prefix_cache_bytes", "Bytes"),
+        ("hnet_park_wait_seconds", "Seconds"),
+    ):
+        assert families[name].documentation.startswith(unit)
+
+
+PARKED = 'hnet_num_requests_parked{{stage="{}"}}'
 REASONS = ("stop", "length", "abort", "error")
 
 

@@ -4,14 +4,17 @@ from contextlib import redirect_stderr
 from dataclasses import fields
 from io import StringIO
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
+import hnet_runtime
+from hnet_runtime import EngineConfig
 from server.cli import serve as command
 from server.cli.main import main
 from server.engine_loop import EngineLaunch
-from server.settings import ServerSettings
+from server.settings import Batching, ServerSettings
 
 
 @pytest.fixture
@@ -76,6 +79,69 @@ def test_kernels_and_quantization_reach_the_engine(
     assert (arguments["kernels"], arguments["quantization"]) == ("native", "int8")
 
 
+@pytest.mark.parametrize(
+    ("line", "environment"),
+    [
+        (
+            "--batching aligned --max-park-ticks 7 --max-park-seconds 0.5 --prefix-cache-memory 2G "
+            "--prefix-cache-interval 96 --debug-checks",
+            {},
+        ),
+        (
+            "",
+            {
+                "HNET_BATCHING": "aligned",
+                "HNET_MAX_PARK_TICKS": "7",
+                "HNET_MAX_PARK_SECONDS": "0.5",
+                "HNET_PREFIX_CACHE_MEMORY": "2G",
+                "HNET_PREFIX_CACHE_INTERVAL": "96",
+                "HNET_DEBUG_CHECKS": "1",
+            },
+        ),
+    ],
+)
+def test_batching_and_prefix_cache_reach_the_engine(
+    started: list[tuple[ServerSettings, EngineLaunch]], line: str, environment: dict[str, str]
+) -> None:
+    assert invoke(*line.split(), **environment).exit_code == 0
+    asked = {
+        "batching": "aligned",
+        "max_park_ticks": 7,
+        "max_park_seconds": 0.5,
+        "prefix_cache_memory": 2 << 30,
+        "prefix_cache_interval": 96,
+        "debug_checks": True,
+    }
+    assert started[0][1].arguments.items() >= asked.items()
+
+
+@pytest.mark.parametrize("batching", get_args(Batching))
+def test_every_way_of_batching_can_be_had(
+    started: list[tuple[ServerSettings, EngineLaunch]], batching: Batching
+) -> None:
+    assert invoke("--batching", batching).exit_code == 0
+    assert started[0][0].batching == batching
+
+
+@pytest.mark.parametrize(
+    ("memory", "reaches"), [(None, None), ("off", 0), ("OFF", 0), ("0", 0), ("1", 1), ("1.5M", 3 << 19)]
+)
+def test_a_prefix_cache_is_off_only_when_that_is_said(
+    started: list[tuple[ServerSettings, EngineLaunch]],
+    monkeypatch: pytest.MonkeyPatch,
+    memory: str | None,
+    reaches: int | None,
+) -> None:
+    assert invoke(*([] if memory is None else ["--prefix-cache-memory", memory])).exit_code == 0
+    built: list[EngineConfig] = []
+    monkeypatch.setattr(
+        hnet_runtime.Engine, "from_pretrained", lambda *_, engine_config, **__: built.append(engine_config)
+    )
+    launch = msgspec.json.decode(msgspec.json.encode(started[0][1]), type=EngineLaunch)  # as a child is told
+    launch.build()
+    assert built[0] == EngineConfig(prefix_cache_memory=reaches)
+
+
 def test_the_environment_sets_what_the_command_line_does_not(
     started: list[tuple[ServerSettings, EngineLaunch]],
 ) -> None:
@@ -98,9 +164,20 @@ def test_the_environment_sets_what_the_command_line_does_not(
         (["--dtype", "float8"], {}, "--dtype"),
         (["--kernels", "cuda"], {}, "--kernels"),
         (["--quantization", "int4"], {}, "--quantization"),
-        (["--batching", "aligned"], {}, "--batching"),
-        (["--batching", "adaptive"], {}, "--batching"),
         (["--batching", "clever"], {}, "--batching"),
+        ([], {"HNET_BATCHING": "clever"}, "--batching"),
+        (["--max-park-ticks", "0"], {}, "--max-park-ticks"),
+        (["--max-park-ticks", "1.5"], {}, "--max-park-ticks"),
+        (["--max-park-seconds", "0"], {}, "--max-park-seconds"),
+        (["--max-park-seconds", "nan"], {}, "--max-park-seconds"),
+        (["--max-park-seconds", "inf"], {}, "--max-park-seconds"),
+        (["--prefix-cache-memory", "much"], {}, "--prefix-cache-memory"),
+        (["--prefix-cache-memory", "-1G"], {}, "--prefix-cache-memory"),
+        (["--prefix-cache-memory", "0.5"], {}, "--prefix-cache-memory"),
+        (["--prefix-cache-interval", "0"], {}, "--prefix-cache-interval"),
+        ([], {"HNET_DEBUG_CHECKS": "perhaps"}, "--debug-checks"),
+        (["--kv-memory", "off"], {}, "--kv-memory"),
+        (["--drain-timeout", "nan"], {}, "--drain-timeout"),
         (["--api-key", " "], {}, "--api-key"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--no-such-option"], {}, "--no-such-option"),
@@ -119,7 +196,21 @@ def test_a_wrong_option_is_one_line_and_starts_nothing(
     assert started == []
 
 
-@pytest.mark.parametrize("wrong", [{"port": -1}, {"max_model_len": 0}, {"stream_flush_ms": -1}, {"api_key": ""}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": -1},
+        {"max_model_len": 0},
+        {"stream_flush_ms": -1},
+        {"api_key": ""},
+        {"max_park_ticks": 0},
+        {"max_park_seconds": 0.0},
+        {"max_park_seconds": float("nan")},
+        {"prefix_cache_memory": -1},
+        {"prefix_cache_interval": 0},
+        {"drain_timeout": float("nan")},
+    ],
+)
 def test_settings_out_of_range_name_the_field(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ServerSettings(**wrong)

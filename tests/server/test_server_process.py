@@ -78,7 +78,14 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line(serve_proce
     assert err.strip().splitlines() == ["model.safetensors: key 'x' is missing"]
 
 
-@pytest.mark.parametrize(("prompt", "reason"), [("abc!crash", "the fake engine crashed"), ("abc!exit", "exit code 7")])
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("abc!crash", "the fake engine crashed"),
+        ("abc!exit", "exit code 7"),
+        ("abc!lost", "Encoding objects of type object is unsupported"),
+    ],
+)
 def test_an_engine_that_dies_is_an_error_for_its_requests_and_not_a_dead_port(
     serve_process: Serve, prompt: str, reason: str
 ) -> None:

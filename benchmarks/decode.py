@@ -28,7 +28,7 @@ from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.engine.building import default_threads
 from hnet_runtime.engine.config import EngineConfig
 from hnet_runtime.engine.engine import Engine
-from hnet_runtime.engine.messages import Request, SamplingParams, StepRecord
+from hnet_runtime.engine.messages import Request, SamplingParams, Tick
 from hnet_runtime.model.native import NativeHNet
 
 PROMPT = b"\xfeIt was a bright cold day in April, and the clocks were "
@@ -68,28 +68,29 @@ def weights_of(engine: Engine) -> list[int]:
 
 
 def decode_engine(engine: Engine, rows: int, max_tokens: int) -> Decoded:
-    """All rows together, timed from the tick in which every row decodes."""
+    """All rows together, timed from the tick in which every row decodes until the first one ends."""
     for index, prompt in enumerate(prompts(rows)):
         engine.submit(Request(request_id=f"{rows}-{index}", prompt=prompt, params=sampling(max_tokens)))
     per_stage = weights_of(engine)
     generated, seconds, weights, chunks = 0, 0.0, 0, 0
+    ended = 0
     while engine.has_work:
         started = time.perf_counter()
         tick = engine.tick()
         elapsed = time.perf_counter() - started
-        steps = [step for step in tick.stats.steps if step.kind in _STEP_KINDS]
-        if _all_decode(tick.stats.steps, rows):
-            generated += rows
+        ended += sum(output.finish_reason is not None for output in tick.outputs)
+        if not ended and _all_decode(tick, rows):
+            generated += sum(len(output.data) for output in tick.outputs)
             seconds += elapsed
-            weights += sum(per_stage[step.stage] for step in steps)
-            chunks += sum(step.rows for step in steps if step.stage == 1)
+            # The decoders that a fired stage runs for its rows are left out of what is read.
+            weights += sum(per_stage[step.stage] for step in tick.stats.steps)
+            chunks += sum(step.rows for step in tick.stats.steps if step.stage == 1)
     return Decoded(generated, seconds, weights, chunks)
 
 
-def _all_decode(steps: tuple[StepRecord, ...], rows: int) -> bool:
-    return all(step.kind != "prefill" for step in steps) and any(
-        step.kind == "byte" and step.rows == rows for step in steps
-    )
+def _all_decode(tick: Tick, rows: int) -> bool:
+    steps = tick.stats.steps
+    return tick.stats.running == rows and bool(steps) and all(step.kind in _STEP_KINDS for step in steps)
 
 
 def decode_one_by_one(engine: Engine, rows: int, max_tokens: int) -> float:
@@ -100,7 +101,7 @@ def decode_one_by_one(engine: Engine, rows: int, max_tokens: int) -> float:
         while engine.has_work:
             started = time.perf_counter()
             tick = engine.tick()
-            if _all_decode(tick.stats.steps, 1):
+            if _all_decode(tick, 1):
                 seconds += time.perf_counter() - started
                 generated += 1
     return generated / seconds

@@ -48,13 +48,14 @@ class EngineLoop:
     ) -> None:
         self._runner, self._sampler, self._scheduler, self._limits = runner, sampler, scheduler, limits
         self._num_rows = num_rows
-        self._debug_checks, self._unchecked = debug_checks, False
+        self._debug_checks, self._was_busy = debug_checks, False
         self._park_waits: list[tuple[int, float]] = []  # since the last emit
         self._num_chunk_stages = len(runner.state.stages) - 1
         self._prompt_bytes = 0
         self._generated_bytes = 0
         self._chunks = [0] * self._num_chunk_stages
         self._over: list[LiveRequest] = []  # finished since the last emit
+        self._touched: dict[LiveRequest, None] = {}  # those that live and may have gained something since then
 
     @property
     def has_work(self) -> bool:
@@ -88,6 +89,7 @@ class EngineLoop:
             self._over.append(request)
 
     def tick(self) -> Tick:
+        self._check_idle()
         began = time.perf_counter()
         self._admit(began)
         steps: list[StepRecord] = []
@@ -99,7 +101,8 @@ class EngineLoop:
             began = ended
         self._scheduler.spent(decoding=spent[False], prefilling=spent[True])
         self._commit()
-        self._check()
+        if self._debug_checks:
+            self._scheduler.check()
         return self._emit(steps)
 
     def _admit(self, now: float) -> None:
@@ -183,6 +186,7 @@ class EngineLoop:
 
     def _saw_chunks(self, request: LiveRequest, chunks: list[Chunk]) -> None:
         request.saw_chunks(chunks)
+        self._touched[request] = None
         for chunk in chunks:
             self._chunks[chunk.stage - 1] += 1
 
@@ -200,6 +204,7 @@ class EngineLoop:
             if byte is None:
                 request.finish("error", error=_NOT_FINITE)
                 continue
+            self._touched[request] = None
             before = len(request.output)
             request.append(byte, logprobs.get(index))
             if request.finish_reason is not None:
@@ -216,27 +221,26 @@ class EngineLoop:
                 self._scheduler.release(request)
                 self._over.append(request)
 
-    def _check(self) -> None:
-        """Conservation, after every tick or whenever the engine falls idle. A defect that is found when nothing runs
-        costs nobody anything yet: it is logged."""
-        busy = self._scheduler.num_live or self._scheduler.num_waiting
-        if self._debug_checks:
-            self._scheduler.check()
-        elif not busy and self._unchecked:
+    def _check_idle(self) -> None:
+        """Conservation, once whenever a tick finds nothing to do. A defect found then has cost nobody anything yet: it
+        is logged."""
+        is_busy = bool(self._scheduler.num_live or self._scheduler.num_waiting)
+        if self._was_busy and not is_busy:
             try:
                 self._scheduler.check()
             except AssertionError:
                 log.exception("rows or pages are not what they should be")
-        self._unchecked = bool(busy)
+        self._was_busy = is_busy
 
     def _emit(self, steps: list[StepRecord]) -> Tick:
         now = time.perf_counter()
         over, self._over = self._over, []
         outputs: list[Output] = []
-        for request in (*self._scheduler.live(), *over):
+        for request in (*(each for each in self._touched if each.finish_reason is None), *over):
             output = request.take_output(now)
             if output is not None:
                 outputs.append(output)
+        self._touched.clear()
         return Tick(outputs=tuple(outputs), stats=self._stats(tuple(steps)))
 
     def _stats(self, steps: tuple[StepRecord, ...]) -> EngineStats:

@@ -10,6 +10,7 @@ from hnet_runtime.config import EOS
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, Request, SamplingParams
 from hnet_runtime.engine.request import LiveRequest
+from hnet_runtime.engine.snapshots import ChunkHistory, Snapshot
 
 PROMPT = b"\xfeHi"
 
@@ -266,3 +267,73 @@ def test_raw_masks_nothing_and_ignore_eos_masks_eos_in_strict():
     assert live(utf8="raw").mask_row == utf8.ANY_BYTE
     assert utf8.mask_table()[live().mask_row][EOS]
     assert not utf8.mask_table()[live(ignore_eos=True).mask_row][EOS]
+
+
+# ── snapshots, parking, preemption ────────────────────────────────────────────────────────────
+
+
+def prefilling(prompt: bytes, **params) -> LiveRequest:
+    return LiveRequest(Request(request_id="r", prompt=prompt, params=SamplingParams(**params)), 2, 0.0)
+
+
+def test_snapshots_are_due_at_intervals_where_wanted_and_at_the_prompt_s_end():
+    request = prefilling(b"x" * 100)
+    for point in (70, 10, 70):
+        request.want_snapshot(point)
+    seen = []
+    while request.is_prefilling:
+        request.fed = request.next_snapshot(32)
+        seen.append(request.fed)
+    assert seen == [10, 32, 64, 70, 96, 100]
+    request.fed = 11
+    assert request.next_snapshot(None) == 70
+
+
+def test_time_parked_and_preemptions_are_told_in_the_end():
+    request = live(max_tokens=9)
+    request.park(1, tick=5, now=10.0)
+    assert request.unpark(12.0) == 2.0
+    request.park(2, tick=7, now=20.0)
+    request.swap_out("memory", 21.0)
+    assert (request.row, request.swapped, request.due) == (None, "memory", 2)
+    request.swap_in(3, tick=9, now=30.0)
+    assert (request.row, request.swapped, request.parked_tick) == (3, None, 9)
+    assert request.unpark(31.0) == 1.0
+    assert request.due == 0
+    request.finish("abort")
+    usage = request.take_output(32.0).usage
+    assert (usage.park_seconds, usage.preemptions, usage.cached_bytes) == (4.0, 1, 0)
+
+
+def test_what_a_snapshot_knows_is_as_if_it_had_run():
+    history = ChunkHistory()
+    history.add([Chunk(1, 0, 1.0), Chunk(2, 0, 1.0), Chunk(1, 2, 0.75)])
+    snapshot = Snapshot(3, None, (), history, None, 1)
+    request = prefilling(b"abcd", return_chunks=True, max_tokens=0)
+    request.admit(1, 1.0, snapshot)
+    assert (request.fed, request.is_prefilling, request.chunk_counts) == (3, True, [2, 1])
+    request.saw_chunks([Chunk(1, 3, 0.5)])
+    request.prefilled(4, [], 2.0)
+    output = request.take_output(3.0)
+    assert [(chunk.start, chunk.stage) for chunk in output.chunks] == [(0, 1), (0, 2), (2, 1), (3, 1)]
+    assert (output.usage.cached_bytes, output.usage.chunks, output.opened) == (3, (3, 1), 0)
+    assert len(history) == 3  # it is the snapshot's
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2**31 - 1), st.floats(0, 1, width=32)), max_size=20))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_a_history_gives_back_exactly_what_it_was_given(chunks):
+    history = ChunkHistory()
+    history.add(Chunk(*chunk) for chunk in chunks)
+    copy = history.copy()
+    history.add([Chunk(1, 1, 0.5)])
+    assert list(copy) == [Chunk(*chunk) for chunk in chunks]
+    assert copy.num_bytes == 9 * len(chunks)
+
+
+def test_a_sequence_is_what_was_fed_with_the_stop_string_that_was_cut_out():
+    request = live(b"\xfeab", max_tokens=9, stop=(b"cd",))
+    push(request, b"xcd")
+    assert request.take_output(3.0).data == b"x"
+    assert request.sequence(5) == b"\xfeabxc"
+    assert request.sequence(6) == b"\xfeabxcd"

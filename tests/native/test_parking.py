@@ -32,6 +32,55 @@ def heard_alone(model, text: bytes):
     return result.logits, verdicts
 
 
+class Movers:
+    """Texts on rows that change: a row is swapped out, its memory spoilt, and it comes back on another one."""
+
+    def __init__(self, state, texts) -> None:
+        self._state = state
+        self.row_of = {text: text for text in texts}
+        self._spare = len(texts) + 1
+
+    def move(self, text: int) -> None:
+        state, old, new = self._state, self.row_of[text], self._spare
+        swapped = state.swap_out(old)
+        for pool in state.page_pools:
+            pool.free(old)
+        garbage = state.save(new, parked=True)
+        garbage.data.copy_(torch.randint(0, 255, garbage.data.shape, dtype=torch.uint8))
+        state.load(old, garbage)
+        for pages in state.pages:
+            pages.pool.reserve(new, 128)
+        state.swap_in(new, swapped)
+        self.row_of[text], self._spare = new, old
+
+
+def play_moving(model, texts: dict[int, bytes], rng: random.Random) -> dict[int, list]:
+    """Feeds texts byte by byte, rows waiting now and then, and moves rows about in between. Returns their logits."""
+    state = model.new_state(num_rows=len(texts) + 1, kv_positions=(len(texts) + 1) * 128, max_positions=128)
+    for pool in state.page_pools:
+        for row in texts:
+            pool.reserve(row, 128)
+    movers = Movers(state, texts)
+    logits: dict[int, list] = {text: [] for text in texts}
+    due, fed = dict.fromkeys(texts, 0), dict.fromkeys(texts, 0)
+    while left := [text for text in texts if fed[text] < len(texts[text]) or due[text]]:
+        movers.move(rng.choice(left))
+        stage = due[rng.choice(left)]
+        lane = [text for text in left if due[text] == stage]
+        chosen = rng.sample(lane, rng.randrange(1, len(lane) + 1))
+        data = b"" if stage else bytes(texts[text][fed[text]] for text in chosen)
+        rows = [movers.row_of[text] for text in chosen]
+        result = model.step(state, rows, data, stage=stage, parks=rng.random() < 0.7)
+        for text in chosen if not stage else ():
+            fed[text] += 1
+        ended = [text for text, done in zip(chosen, result.finished, strict=True) if done]
+        for text, values in zip(ended, result.logits, strict=True):
+            logits[text].append(values.clone())
+        for text in chosen:
+            due[text] = 0 if text in ended else stage + 1
+    return logits
+
+
 def play(model, texts: dict[int, bytes], rng: random.Random, parks) -> dict[int, tuple[list, list]]:
     """Feeds texts byte by byte: at each turn some rows of one lane step, those at a boundary waiting or not."""
     state = new_rows(model, len(texts))
@@ -114,3 +163,22 @@ def test_a_parked_row_has_written_nothing_of_its_decoders(case_named, native_of)
         assert not layer.ssm[1].any()
     assert outer.parked[1].any()
     assert outer.parked_p[1] == 1.0
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("name", ["a_1stage", "b_2stage", "e_iso_T2"])
+def test_rows_that_are_swapped_out_and_back_hear_what_they_hear_alone(case_named, native_of, name, numbers):
+    """Also rows that wait at a boundary, and onto rows that held something else."""
+    model = native_of(*case_named(name), numbers)
+    texts = {row: TEXT[:1] + TEXT[row:][: 30 + 9 * row] for row in range(1, 5)}
+    found = play_moving(model, texts, random.Random(name))
+    for row, text in texts.items():
+        assert torch.equal(torch.stack(found[row]), heard_alone(model, text)[0])
+
+
+def test_the_same_of_rows_in_torch(case_named):
+    model = HNet(*case_named("b_2stage"))
+    texts = {row: TEXT[:1] + TEXT[row:][:40] for row in range(1, 4)}
+    found = play_moving(model, texts, random.Random(5))
+    for row, text in texts.items():
+        assert torch.equal(torch.stack(found[row]), heard_alone(model, text)[0])

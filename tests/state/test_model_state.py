@@ -179,3 +179,55 @@ def test_state_stays_in_float32_where_it_is_summed_up(make_named_case):
         if stage.router is not None:
             assert stage.router.dtype == torch.bfloat16
             assert stage.ema.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("max_positions", [200, 8])
+def test_a_saved_row_is_what_is_its_own_and_no_more(generated, dtype, max_positions):
+    """Rings count by what is written in them; what a row waits with is left out unless it waits."""
+    state = state_of(generated.config, num_rows=3, max_positions=max_positions, dtype=dtype)
+    empty = state.save(2)
+    assert empty.positions == (0,) * len(state.stages)
+    for stage in state.stages:
+        stage.positions[2] = max_positions
+    full = state.save(2)
+    parked = sum((stage.d_model * dtype.itemsize + 4) for stage in generated.config.stages if not stage.is_main)
+    assert full.num_bytes == state.saved_bytes == state_bytes_per_row(generated.config, dtype, max_positions) - parked
+    assert state.save(2, parked=True).num_bytes == full.num_bytes + parked
+    assert empty.num_bytes <= full.num_bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_that_is_loaded_is_the_row_that_was_saved(generated, dtype):
+    state = state_of(generated.config, num_rows=3, max_positions=8, dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
+    for stage in state.stages:
+        stage.positions[:] = [0, 3, 20, 1]
+        for tensor in stage.tensors():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    others = {id(tensor): tensor[[0, 2, 3]].clone() for tensor in own_tensors(state)}
+    saved = state.save(2, parked=True)
+    state.load(1, saved)
+    again = state.save(1, parked=True)
+    assert torch.equal(again.data, saved.data)
+    assert again.positions == saved.positions == (20,) * len(state.stages)
+    assert all(torch.equal(tensor[[0, 2, 3]], others[id(tensor)]) for tensor in own_tensors(state))
+
+
+def own_tensors(state: ModelState) -> list[torch.Tensor]:
+    """Those that rows index."""
+    return [tensor for stage in state.stages for tensor in stage.tensors() if len(tensor) == state.num_rows]
+
+
+def test_a_page_is_copied_with_the_keys_and_values_of_all_layers(make_named_case):
+    state = state_of(make_named_case("equal_widths").config, num_rows=3, kv_positions=4 * PAGE)
+    (pages,) = state.pages
+    layers = [layer for layers in state.stages[pages.stage].stacks.values() for layer in layers]
+    kept = [each for layer in layers if isinstance(layer, AttentionState) for each in (layer.k, layer.v)]
+    for number, tensor in enumerate(kept):
+        tensor[PAGE : 2 * PAGE] = number + 1
+    state.copy_page(pages.stage, 1, 3)
+    for number, tensor in enumerate(kept):
+        assert (tensor[3 * PAGE : 4 * PAGE] == number + 1).all()
+        assert not tensor[2 * PAGE : 3 * PAGE].any()
+    assert len(kept) >= 2

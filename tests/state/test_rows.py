@@ -449,6 +449,53 @@ def test_a_hold_is_released_once_or_not_at_all(pages):
     pool.check([1], [held])
 
 
+def test_a_page_counts_as_owned_once_and_only_by_rows():
+    pool = PagePool(4, 4, 4 * PAGE)
+    pool.grow(1, 2 * PAGE)
+    pages = pool.hold(1, 2 * PAGE)
+    pool.adopt(2, pages, 2 * PAGE)
+    assert (pool.num_owned, pool.num_free) == (2, 2)
+    pool.free(1)
+    pool.trim(2, PAGE)
+    assert (pool.num_owned, pool.num_free) == (1, 2)
+    pool.free(2)
+    assert (pool.num_owned, pool.num_free) == (0, 2)
+    pool.drop(pages)
+    assert (pool.num_owned, pool.num_free) == (0, 4)
+
+
+def test_pages_can_be_held_again_only_while_somebody_has_them():
+    pool = PagePool(3, 4, 4 * PAGE)
+    pool.grow(1, PAGE)
+    pages = pool.hold(1, PAGE)
+    pool.free(1)
+    pool.share(pages)
+    pool.check([], [pages, pages])
+    pool.drop(pages)
+    pool.drop(pages)
+    with pytest.raises(ValueError, match="page 1 is not held"):
+        pool.share(pages)
+
+
+def test_a_row_s_capacity_is_its_pages_and_the_free_ones_as_far_as_the_table_goes():
+    pool = PagePool(3, 5, 3 * PAGE)
+    assert pool.capacity(1) == 3 * PAGE
+    pool.grow(2, 3 * PAGE)
+    assert (pool.capacity(1), pool.capacity(2)) == (2 * PAGE, 3 * PAGE)
+    pool.grow(1, 2 * PAGE)
+    assert pool.capacity(1) == 2 * PAGE
+
+
+def test_rows_that_lack_a_page_for_their_next_position_are_found():
+    pool = PagePool(4, 6, 2 * PAGE)
+    pool.grow(1, PAGE)
+    pool.grow(2, 0)
+    pool.grow(3, 2 * PAGE)
+    rows = np.array([1, 1, 2, 3, 3])
+    positions = np.array([PAGE - 1, PAGE, 0, 2 * PAGE - 1, 2 * PAGE])  # the last is beyond what a row may have
+    assert pool.lacking(rows, positions).tolist() == [False, True, True, False, True]
+
+
 def test_a_failed_reservation_takes_nothing():
     pool = PagePool(3, 2, 8 * PAGE)
     pool.reserve(1, PAGE)

@@ -35,6 +35,7 @@ class ServerSettings:
     kv_memory: int | None = None  # bytes
     weight_cache: str | None = None  # directory, or "off"
     prefill_bytes_per_tick: int | None = None
+    prefill_share: float = 0.5  # of the time, while rows decode
     batching: Batching = "adaptive"
     max_park_ticks: int = 64
     max_park_seconds: float = 1.0
@@ -71,6 +72,8 @@ class ServerSettings:
             value = getattr(self, name)
             if value is not None and not value >= least:  # so that NaN is refused too
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 < self.prefill_share <= 1:
+            raise ValueError(f"prefill_share must be above 0 and at most 1, not {self.prefill_share}")
         if not 0 < self.max_park_seconds < math.inf:
             raise ValueError(f"max_park_seconds must be a finite number above 0, not {self.max_park_seconds}")
         if not 0 <= self.port <= 65535:

@@ -19,7 +19,7 @@ ENGINE_FACTORY = "server.engine_launch:load_engine"
 ENGINE_OPTIONS = (
     *("model", "config", "revision", "device", "dtype", "kernels", "quantization", "threads"),
     *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "weight_cache"),
-    *("batching", "max_park_ticks", "max_park_seconds"),
+    *("prefill_share", "batching", "max_park_ticks", "max_park_seconds"),
     *("prefix_cache_memory", "prefix_cache_interval", "debug_checks"),
 )
 
@@ -34,6 +34,12 @@ ENGINE_OPTIONS = (
 @option("--kv-memory", type=Bytes(), help="Memory for keys and values, such as 2G.")
 @option("--weight-cache", help="Directory for packed weights of large models, or off. [default: the user's cache]")
 @option("--prefill-bytes-per-tick", type=click.IntRange(1), help="Prompt bytes read between two steps of decoding.")
+@option(
+    "--prefill-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    help="Most of the time that prompts take while rows decode.",
+)
 @option(
     "--batching",
     type=click.Choice(["lockstep", "aligned", "adaptive"]),

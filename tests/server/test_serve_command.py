@@ -83,7 +83,7 @@ def test_kernels_and_quantization_reach_the_engine(
     ("line", "environment"),
     [
         (
-            "--batching aligned --max-park-ticks 7 --max-park-seconds 0.5 --prefix-cache-memory 2G "
+            "--batching aligned --max-park-ticks 7 --max-park-seconds 0.5 --prefill-share 0.3 --prefix-cache-memory 2G "
             "--prefix-cache-interval 96 --debug-checks",
             {},
         ),
@@ -93,6 +93,7 @@ def test_kernels_and_quantization_reach_the_engine(
                 "HNET_BATCHING": "aligned",
                 "HNET_MAX_PARK_TICKS": "7",
                 "HNET_MAX_PARK_SECONDS": "0.5",
+                "HNET_PREFILL_SHARE": "0.3",
                 "HNET_PREFIX_CACHE_MEMORY": "2G",
                 "HNET_PREFIX_CACHE_INTERVAL": "96",
                 "HNET_DEBUG_CHECKS": "1",
@@ -108,6 +109,7 @@ def test_batching_and_prefix_cache_reach_the_engine(
         "batching": "aligned",
         "max_park_ticks": 7,
         "max_park_seconds": 0.5,
+        "prefill_share": 0.3,
         "prefix_cache_memory": 2 << 30,
         "prefix_cache_interval": 96,
         "debug_checks": True,
@@ -166,6 +168,9 @@ def test_the_environment_sets_what_the_command_line_does_not(
         (["--quantization", "int4"], {}, "--quantization"),
         (["--batching", "clever"], {}, "--batching"),
         ([], {"HNET_BATCHING": "clever"}, "--batching"),
+        (["--prefill-share", "0"], {}, "--prefill-share"),
+        (["--prefill-share", "1.1"], {}, "--prefill-share"),
+        (["--prefill-share", "nan"], {}, "--prefill-share"),
         (["--max-park-ticks", "0"], {}, "--max-park-ticks"),
         (["--max-park-ticks", "1.5"], {}, "--max-park-ticks"),
         (["--max-park-seconds", "0"], {}, "--max-park-seconds"),
@@ -204,6 +209,9 @@ def test_a_wrong_option_is_one_line_and_starts_nothing(
         {"stream_flush_ms": -1},
         {"api_key": ""},
         {"max_park_ticks": 0},
+        {"prefill_share": 0.0},
+        {"prefill_share": 1.5},
+        {"prefill_share": float("nan")},
         {"max_park_seconds": 0.0},
         {"max_park_seconds": float("nan")},
         {"prefix_cache_memory": -1},

@@ -100,14 +100,21 @@ class Fixed:
 
 
 def simulate(
-    policy: Policy, costs: Costs, chunk_lengths: Sequence[Lengths], rows: int, total_bytes: int, seed: int
+    policy: Policy,
+    costs: Costs,
+    chunk_lengths: Sequence[Lengths],
+    rows: int,
+    total_bytes: int,
+    seed: int,
+    overhead: Mapping[int, float] | None = None,
 ) -> Simulated:
     """`rows` rows until they have `total_bytes` bytes together. chunk_lengths: one for each stage below the main
-    network. A row's chunks depend on `seed` and the row alone: every policy meets the same. Raises ValueError for a
-    decision that runs nobody, and where costs and lengths speak of different stages."""
+    network. overhead: {rows: seconds} of a tick beside all stages, which no policy is told. A row's chunks depend on
+    `seed` and the row alone: every policy meets the same. Raises ValueError for a decision that runs nobody, and where
+    costs and lengths speak of different stages."""
     if sorted(costs) != list(range(len(chunk_lengths) + 1)):
         raise ValueError(f"costs of stages {sorted(costs)}, chunk lengths of {len(chunk_lengths)} routed stages")
-    world = _World(policy, costs, chunk_lengths, rows, seed)
+    world = _World(policy, costs, chunk_lengths, rows, seed, overhead or {1: 0.0})
     while world.finished < total_bytes // 10:
         world.tick()
     started, skipped = world.now, world.finished
@@ -118,8 +125,8 @@ def simulate(
     gaps = sorted(world.gaps)
     return Simulated(
         bytes_per_second=(world.finished - skipped) / (world.now - started),
-        p50_gap=_quantile(gaps, 0.5),
-        p99_gap=_quantile(gaps, 0.99),
+        p50_gap=quantile(gaps, 0.5),
+        p99_gap=quantile(gaps, 0.99),
         fires=len(world.fired),
         mean_rows_per_fire=fmean(world.fired) if world.fired else math.nan,
         longest_wait_ticks=world.longest_wait_ticks,
@@ -135,12 +142,13 @@ def ceiling(
     total_bytes: int,
     seed: int,
     gap_limit: float | None = None,
+    overhead: Mapping[int, float] | None = None,
 ) -> Ceiling:
     """The most bytes a second by fixed thresholds, with p99 chunk gaps of at most `gap_limit` seconds where one is
     given (lock-step stands whatever its gaps). One lane after the other is searched, twice where there are several."""
 
     def run(policy: Policy) -> Simulated:
-        return simulate(policy, costs, chunk_lengths, rows, total_bytes, seed)
+        return simulate(policy, costs, chunk_lengths, rows, total_bytes, seed, overhead)
 
     lanes = len(chunk_lengths)
     best = Ceiling(None, run(make_policy("lockstep", lanes + 1)))
@@ -179,7 +187,15 @@ def even_lengths(bytes_per_chunk: float, stages: int) -> list[Lengths]:
 class _World:
     """Rows, lanes and the clock."""
 
-    def __init__(self, policy: Policy, costs: Costs, chunk_lengths: Sequence[Lengths], rows: int, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        costs: Costs,
+        chunk_lengths: Sequence[Lengths],
+        rows: int,
+        seed: int,
+        overhead: Mapping[int, float],
+    ) -> None:
         self.now, self.finished = 0.0, 0
         self.gaps: list[float] = []
         self.fired: list[int] = []
@@ -187,6 +203,7 @@ class _World:
         self._policy = policy
         self._main = len(chunk_lengths)
         self._cost = [_line(costs[stage]) for stage in range(self._main + 1)]
+        self._overhead = _line(overhead)
         self._due = [_openings(chunk_lengths, row, seed) for row in range(rows)]
         self._runnable = list(range(rows))
         self._parked: list[list[int]] = [[] for _ in range(self._main + 1)]  # by stage; nobody parks at stage 0
@@ -229,6 +246,7 @@ class _World:
 
     def _run(self, stage: int, rows: list[int], through: bool) -> None:
         """One byte of rows due at `stage`: down as far as they are due (one stage where not `through`), and up."""
+        self.now += self._overhead(len(rows))
         reached, level, parking = [rows], stage, list[int]()
         while level < self._main and reached[-1]:
             opened = [row for row in reached[-1] if next(self._due[row][level])]
@@ -300,7 +318,8 @@ def _line(table: Mapping[int, float]) -> Callable[[int], float]:
     return cost
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Of values in ascending order; NaN of none."""
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else math.nan
 
 
@@ -333,28 +352,43 @@ def compare(
     return given, ceiling(costs, chunk_lengths, rows, total_bytes, seed, gap_limit=limit)
 
 
-def plot(path: Path, title: str, results: Mapping[int, tuple[Mapping[str, Simulated], Ceiling]]) -> None:
+@dataclass(frozen=True)
+class Panel:
+    """One row count: (p99 chunk gap in seconds, bytes a second) by policy, lock-step among them; the ceiling's bytes a
+    second."""
+
+    points: Mapping[str, tuple[float, float]]
+    ceiling: float
+
+
+def plot(path: Path, title: str, panels: Mapping[int, Panel]) -> None:
     """Bytes a second against p99 chunk gap, one panel a row count."""
     if find_spec("matplotlib") is None:
         print(f"{path} is not drawn: matplotlib is not installed (pip install matplotlib)")
         return
     figure_class = import_module("matplotlib.figure").Figure
-    columns = min(len(results), 3)
-    lines = -(-len(results) // columns)
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
     figure = figure_class(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
-    for index, (rows, (given, best)) in enumerate(results.items(), start=1):
+    for index, (rows, panel) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, index)
-        for name, each in given.items():
+        for name, (gap, rate) in panel.points.items():
             marker = "o" if name in ("lockstep", "adaptive") else "x"
-            axes.plot(1e3 * each.p99_gap, each.bytes_per_second, marker, label=name)
-        axes.axhline(best.simulated.bytes_per_second, color="0.6", linestyle="--", label="ceiling")
-        axes.axvline(1e3 * given["lockstep"].p99_gap, color="0.85")
+            axes.plot(1e3 * gap, rate, marker, label=name)
+        axes.axhline(panel.ceiling, color="0.6", linestyle="--", label="ceiling")
+        axes.axvline(1e3 * panel.points["lockstep"][0], color="0.85")
         axes.set(title=f"rows: {rows}", xlabel="p99 chunk gap, ms", ylabel="bytes/s")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(panel.ceiling, *(rate for _, rate in panel.points.values())))
         if index == 1:
             axes.legend(fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def panel(given: Mapping[str, Simulated], best: Ceiling) -> Panel:
+    """What was simulated, as a plot shows it."""
+    points = {name: (each.p99_gap, each.bytes_per_second) for name, each in given.items()}
+    return Panel(points, best.simulated.bytes_per_second)
 
 
 def read_costs(path: Path) -> Costs:
@@ -411,7 +445,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if options.plot is not None:
             named_path = options.plot if len(tables) == 1 else options.plot.with_stem(f"{options.plot.stem}-{title}")
-            plot(named_path, title, results)
+            plot(named_path, title, {rows: panel(*result) for rows, result in results.items()})
     finish("policy_sim", report, options.json)
 
 

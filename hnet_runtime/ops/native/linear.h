@@ -272,9 +272,11 @@ struct Product {
     row = pass<16, 1>(first, last, row, count);
     row = pass<8, 2>(first, last, row, count);
     row = pass<4, 4>(first, last, row, count);
+    row = pass<3, 4>(first, last, row, count);
 #else  // 16, of which bfloat16 and 8 bits take some to unpack weights
     if (m.kind == FLOAT32) row = pass<6, 2>(first, last, row, count);
     row = pass<4, 2>(first, last, row, count);
+    row = pass<3, 2>(first, last, row, count);  // rows that are left over unpack weights once, not twice
 #endif
     row = pass<2, 4>(first, last, row, count);
     pass<1, 4>(first, last, row, count);

@@ -44,6 +44,7 @@ POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 COST_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)  # kernels work on several rows at once: odd numbers cost more
 LEARNING_BYTES = 40  # a row, before anything counts; adaptive looks at what it measured every 32 ticks
 MOST_REPEATS = 8
+COST_POSITIONS = 24  # of every stage, before a step whose cost is taken: about what a run's main network has seen
 DRAWN_PROMPT = 8  # bytes, where the text does not matter
 PROMPT = BOS + b"It was a bright cold day in April, and the clocks were "
 SEED = 1
@@ -129,8 +130,8 @@ class StageCosts:
     def __init__(self, model: Network, row_counts: Sequence[int], steps: int) -> None:
         """model: one that opens a chunk with every byte; steps: at most so many of each number of rows."""
         self._counts = tuple(row_counts)
-        self._rows = Rows(model, max(self._counts), 8 + (steps + 1) * len(self._counts))
-        self._rows.run([text(8, row) for row in self._rows.rows])
+        self._rows = Rows(model, max(self._counts), 2 * COST_POSITIONS)
+        self._rows.run([text(COST_POSITIONS, row) for row in self._rows.rows])
         self._found: dict[int, dict[int, list[float]]] = {
             stage: {count: [] for count in self._counts} for stage in range(len(model.config.stages))
         }
@@ -148,6 +149,7 @@ class StageCosts:
 
     def _step(self, record: bool) -> None:
         for count in self._counts:
+            self._rows.rewind(COST_POSITIONS)  # attention reads as many positions each time
             _, result = self._rows.run([b"a"] * count, self._rows.rows[:count])
             for work in result.work if record else ():
                 self._found[work.stage][count].append(work.seconds)

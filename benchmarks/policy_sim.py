@@ -95,6 +95,9 @@ class Fixed:
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         """Fixed means fixed."""
 
+    def observe_outside(self, rows: int, seconds: float) -> None:
+        """Fixed means fixed."""
+
     def saw(self, stage: int, positions: int, boundaries: int) -> None:
         """Fixed means fixed."""
 
@@ -109,8 +112,8 @@ def simulate(
     overhead: Mapping[int, float] | None = None,
 ) -> Simulated:
     """`rows` rows until they have `total_bytes` bytes together. chunk_lengths: one for each stage below the main
-    network. overhead: {rows: seconds} of a tick beside all stages, which no policy is told. A row's chunks depend on
-    `seed` and the row alone: every policy meets the same. Raises ValueError for a decision that runs nobody, and where
+    network. overhead: {rows: seconds} of a tick beside all stages. A row's chunks depend on `seed` and the row alone:
+    every policy meets the same. Raises ValueError for a decision that runs nobody, and where
     costs and lengths speak of different stages."""
     if sorted(costs) != list(range(len(chunk_lengths) + 1)):
         raise ValueError(f"costs of stages {sorted(costs)}, chunk lengths of {len(chunk_lengths)} routed stages")
@@ -246,7 +249,9 @@ class _World:
 
     def _run(self, stage: int, rows: list[int], through: bool) -> None:
         """One byte of rows due at `stage`: down as far as they are due (one stage where not `through`), and up."""
-        self.now += self._overhead(len(rows))
+        outside = self._overhead(len(rows))
+        self.now += outside
+        self._policy.observe_outside(len(rows), outside)
         reached, level, parking = [rows], stage, list[int]()
         while level < self._main and reached[-1]:
             opened = [row for row in reached[-1] if next(self._due[row][level])]

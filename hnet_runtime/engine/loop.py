@@ -90,11 +90,12 @@ class EngineLoop:
 
     def tick(self) -> Tick:
         self._check_idle()
-        began = time.perf_counter()
+        ticked = began = time.perf_counter()
         self._admit(began)
         steps: list[StepRecord] = []
         spent = {True: 0.0, False: 0.0}  # seconds, of prompts and of what decodes
-        for work in self._scheduler.plan(began).work:
+        plan = self._scheduler.plan(began)
+        for work in plan.work:
             steps += self._run(work)
             ended = time.perf_counter()
             spent[isinstance(work, Prefill)] += ended - began
@@ -103,7 +104,12 @@ class EngineLoop:
         self._commit()
         if self._debug_checks:
             self._scheduler.check()
-        return self._emit(steps)
+        tick = self._emit(steps)
+        match plan.work:
+            case (ByteStep(rows) | StageStep(rows=rows),):
+                outside = time.perf_counter() - ticked - sum(step.seconds for step in steps)
+                self._scheduler.observe_outside(len(rows), outside)
+        return tick
 
     def _admit(self, now: float) -> None:
         """Rows for who waits; a prompt that is known to its end has its first byte at once."""

@@ -157,6 +157,10 @@ class RowMemory:
                 lacks |= pages.pool.lacking(index, pages.positions[index])
         return index[lacks].tolist() if lacks.any() else []
 
+    def slack(self, rows: Sequence[int]) -> int:
+        """Positions more that each of `rows` has pages for in every stage."""
+        return min((each.pool.slack(row, int(each.positions[row])) for each in self._pages for row in rows), default=0)
+
     def grow(self, row: int, first: int, last: int, count: int) -> int:
         """Gives `row` pages for up to `count` positions more in each of the stages first…last; returns how many there
         is room for. Snapshots give way where pages are short."""

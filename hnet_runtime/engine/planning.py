@@ -135,12 +135,14 @@ class Cycle:
 class Planner:
     """The best thresholds for given costs and boundary rates. Taken for independent: rows, and a row's positions.
 
-    A lane's step is one whole cycle of the lane below it; the lowest one's is a byte of every row that runs.
+    curves: of each stage's own stacks; outside: of what a tick takes beside them, which more and smaller ticks pay more
+    often. A lane's step is one whole cycle of the lane below it; the lowest one's is a byte of every row that runs.
     """
 
-    def __init__(self, curves: Sequence[Curve], rates: Sequence[float]) -> None:
+    def __init__(self, curves: Sequence[Curve], rates: Sequence[float], outside: Curve | None = None) -> None:
         self.most_rows = len(curves[0]) - 1
         self._curves, self._rates = list(curves), list(rates)
+        self._outside = np.zeros(self.most_rows + 1) if outside is None else outside
         self._binomials = [_binomials(self.most_rows, rate) for rate in rates]
         self._parking = [
             (1 - DECODER_SHARE) * curve + DECODER_SHARE * _at_share(curve, 1 - rate)
@@ -165,7 +167,7 @@ class Planner:
 
     def through_rate(self, live: int) -> float:
         """Bytes a second of lock-step."""
-        seconds, reached = float(self._curves[0][live]), 1.0
+        seconds, reached = float(self._curves[0][live] + self._outside[live]), 1.0
         for curve, rate in zip(self._curves[1:], self._rates, strict=True):
             reached *= rate
             seconds += float(_binomial(live, reached) @ curve[: live + 1])
@@ -177,11 +179,13 @@ class Planner:
         rows = min(rows, self.most_rows)
         return float(self._parking[stage][rows] / self._curves[stage][rows])
 
-    def differs(self, curves: Sequence[Curve], rates: Sequence[float], live: int, by: float) -> bool:
+    def differs(self, curves: Sequence[Curve], rates: Sequence[float], outside: Curve, live: int, by: float) -> bool:
         """Whether others are so far from these, in costs of up to `live` rows, that plans may change."""
         if len(curves[0]) != self.most_rows + 1:
             return True
         seen = slice(1, live + 1)
+        if np.any(np.abs(outside[seen] - self._outside[seen]) > by * self._curves[0][seen]):
+            return True
         return any(
             bool(np.any(np.abs(new[seen] - old[seen]) > by * old[seen]))
             for new, old in zip(curves, self._curves, strict=True)
@@ -192,12 +196,13 @@ class Planner:
         is_main = stage == len(self._rates)
         own = self._curves[stage] if is_main else self._parking[stage]
         finishing = 1.0 if is_main else 1 - self._rates[stage]
-        return own + sum(DECODER_SHARE * _at_share(curve, finishing) for curve in self._curves[:stage])
+        decoders = sum(DECODER_SHARE * _at_share(curve, finishing) for curve in self._curves[:stage])
+        return own + decoders + self._outside
 
     def _cycle(self, stage: int, rows: int) -> Cycle:
         if stage == 0:
             seconds = self._parking[0] if self._parking else self._curves[0]
-            return Cycle(0, rows, float(seconds[rows]), rows)
+            return Cycle(0, rows, float(seconds[rows] + self._outside[rows]), rows)
         cycle = self._cycles.get((stage, rows))
         if cycle is None:
             cycle = self._cycles[stage, rows] = self._best(stage, rows)

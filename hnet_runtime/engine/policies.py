@@ -11,7 +11,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
 
 from hnet_runtime.engine.planning import BoundaryRate, CostModel, Planner
 
@@ -88,6 +90,9 @@ class Policy(Protocol):
         """One run of a stage's own stacks with that many rows: of every stage that a Through reached, of stage 0 in a
         Step, of the fired stage in a Fire (whose decoders below it are not told)."""
 
+    def observe_outside(self, rows: int, seconds: float) -> None:
+        """What a tick that decoded so many rows, and did nothing else, took beside all stages."""
+
     def saw(self, stage: int, positions: int, boundaries: int) -> None:
         """What the router of a stage below the main network said."""
 
@@ -136,6 +141,9 @@ class _Unmeasured(_Bounded):
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         pass
 
+    def observe_outside(self, rows: int, seconds: float) -> None:
+        pass
+
     def saw(self, stage: int, positions: int, boundaries: int) -> None:
         pass
 
@@ -165,24 +173,32 @@ class Adaptive(_Bounded):
     """Fires a lane at the number of waiting rows that gives the most bytes a second by the costs and rates measured
     while serving, and goes through where parking would gain less than a few percent, or too little is known.
 
-    Now and then it runs a few ticks the other way, so that neither way is judged by costs of long ago.
+    Now and then it runs a few ticks another way, so that none is judged by costs of long ago: going through where it
+    parks, parking where it goes through, and of parking also the way that fires nobody before all wait, so that costs
+    of many rows are known.
     """
 
     _GAIN = 1.03  # parking must promise
-    _REFRESH = 32  # ticks between looks at what was measured
-    _MOVED = 0.05  # a change by so much makes new plans
+    _REFRESH = 32  # ticks between looks at what was measured; after each one that changes nothing, twice as many
+    _LAST_REFRESH = 512
+    _MOVED = 0.1  # a change by so much makes new plans
     _PROBE = 8  # ticks the other way,
-    _PROBE_FIRST = 64  # soon at first, since little is known of the other way, then after twice as many each time
-    _PROBE_PARKING, _PROBE_THROUGH = 512, 4096  # up to these; parking in vain lengthens gaps, going through does not
+    # soon where rows go through, since nothing is known of parking yet, and later where they park, since they went
+    # through at first; then after twice as many ticks each time, up to so many.
+    _FIRST_PROBE: ClassVar[dict[bool, int]] = {False: 64, True: 1024}
+    _LAST_PROBE = 8192
 
     def __init__(self, num_stages: int, limits: Limits) -> None:
         super().__init__(limits)
         self._costs = [CostModel() for _ in range(num_stages)]
         self._rates = [BoundaryRate() for _ in range(num_stages - 1)]
         self._planner: Planner | None = None
-        self._tick, self._probe = 0, 0
-        self._interval = self._next_probe = self._PROBE_FIRST
+        self._tick, self._probe, self._probes = 0, 0, 0
+        self._refresh_interval = self._next_refresh = self._REFRESH
+        self._interval = self._next_probe = self._FIRST_PROBE[False]
+        self._planned_parking = False  # what the plan said last
         self._parks = False  # in the tick chosen last
+        self._outside = CostModel()
 
     def choose(self, situation: Situation) -> Decision:
         decision = super().choose(situation)
@@ -194,31 +210,43 @@ class Adaptive(_Bounded):
             seconds /= self._planner.parking_share(stage, rows)  # costs are kept of whole runs, of either way
         self._costs[stage].observe(rows, seconds)
 
+    def observe_outside(self, rows: int, seconds: float) -> None:
+        self._outside.observe(rows, seconds)
+
     def saw(self, stage: int, positions: int, boundaries: int) -> None:
         self._rates[stage].saw(positions, boundaries)
 
     def _decide(self, situation: Situation) -> Decision:
         self._tick += 1
         live = situation.live
-        if self._tick % self._REFRESH == 0 or (self._planner is not None and live > self._planner.most_rows):
-            self._refresh(live)
+        if self._tick >= self._next_refresh or (self._planner is not None and live > self._planner.most_rows):
+            changed = self._refresh(live)
+            self._refresh_interval = self._REFRESH if changed else min(2 * self._refresh_interval, self._LAST_REFRESH)
+            self._next_refresh = self._tick + self._refresh_interval
         planner = self._planner
         if planner is None:
             return _at_once(situation)
         parks = planner.gain(live) >= self._GAIN
+        if parks and not self._planned_parking:
+            self._interval = max(self._interval, self._FIRST_PROBE[True])
+            self._next_probe = self._tick + self._interval
+        self._planned_parking = parks
+        waits_for_all = False
         if self._probe:
             self._probe -= 1
-            parks = not parks
+            waits_for_all = parks and self._probes % 2 == 1
+            parks = not parks or waits_for_all
         elif self._tick >= self._next_probe:
-            self._probe = self._PROBE
-            self._interval = min(2 * self._interval, self._PROBE_PARKING if parks else self._PROBE_THROUGH)
+            self._probe, self._probes = self._PROBE, self._probes + 1
+            self._interval = min(2 * self._interval, self._LAST_PROBE)
             self._next_probe = self._tick + self._interval
         if not parks:
             return _at_once(situation)
         # The deepest lane first: who circulates below it is who does not wait in it.
         circulating = live
         for lane in reversed(situation.lanes):
-            if lane.waiting and lane.waiting >= self._threshold(planner, lane.stage, circulating, situation):
+            threshold = circulating if waits_for_all else self._threshold(planner, lane.stage, circulating, situation)
+            if lane.waiting and lane.waiting >= threshold:
                 return Fire(lane.stage)
             circulating -= lane.waiting
         return Step()
@@ -231,16 +259,20 @@ class Adaptive(_Bounded):
             threshold = max(threshold, min(joined, threshold + -(-threshold // 4)))
         return min(threshold, circulating)
 
-    def _refresh(self, live: int) -> None:
+    def _refresh(self, live: int) -> bool:
+        """Looks at what was measured; whether there are new plans, or not enough for any yet."""
         if not all(cost.is_known for cost in self._costs) or not all(rate.is_known for rate in self._rates):
-            return
+            return True
         most_rows = 1 << max(live - 1, 15).bit_length()
         if self._planner is not None:
             most_rows = max(most_rows, self._planner.most_rows)
         curves = [cost.curve(most_rows) for cost in self._costs]
         rates = [rate.value for rate in self._rates]
-        if self._planner is None or self._planner.differs(curves, rates, live, self._MOVED):
-            self._planner = Planner(curves, rates)
+        outside = self._outside.curve(most_rows) if self._outside.is_known else np.zeros(most_rows + 1)
+        if self._planner is not None and not self._planner.differs(curves, rates, outside, live, self._MOVED):
+            return False
+        self._planner = Planner(curves, rates, outside)
+        return True
 
 
 def _at_once(situation: Situation) -> Decision:

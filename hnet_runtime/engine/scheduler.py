@@ -55,6 +55,7 @@ class Scheduler:
         self._positions = [64] * num_stages  # run so far; at first every byte is taken for a chunk
         self._arrivals = 0
         self._tick = 0
+        self._slack = 0  # ticks for which every decoding row is known to have pages
         self._prompt_debt = 0.0  # seconds of prefill that decoding rows have not been given back
         self.num_preemptions = 0
         self.num_queried_bytes = 0
@@ -141,6 +142,7 @@ class Scheduler:
         row = self._memory.swap_in(request.swapped)
         if row is None:
             return False
+        self._slack = 0
         request.swap_in(row, self._tick, now)
         self._live[row] = request
         if request.due:
@@ -164,6 +166,7 @@ class Scheduler:
             request.pinned = None
         request.admit(row, now, snapshot)
         self._live[row] = request
+        self._slack = 0
         if request.reads_cache:
             self.num_queried_bytes += len(prompt)
             self.num_hit_bytes += known
@@ -281,6 +284,8 @@ class Scheduler:
         return Plan(tuple(work))
 
     def _step(self, runnable: list[int], num_prompts: int, now: float) -> ByteStep | StageStep:
+        if len(runnable) == 1 and not any(self._lanes):  # whatever the policy
+            return ByteStep(self._with_pages(runnable, 0, self._last, now))
         lanes = []
         for stage, lane in enumerate(self._lanes[1:], start=1):
             oldest = next(iter(lane.values()), None)
@@ -297,11 +302,16 @@ class Scheduler:
     def _with_pages(self, rows: list[int], first: int, last: int, now: float) -> tuple[int, ...]:
         """Those rows that have a page for their next position, or could be given one: in order, since neighbours in
         memory step together."""
-        lacking = self._memory.lacking(rows, first, last) if rows else []
+        if self._slack > 0:
+            self._slack -= 1  # a tick runs at most one position of a row in each stage
+            return tuple(sorted(rows))
+        lacking = self._memory.lacking(rows, first, last)
         for request in sorted((self._live[row] for row in lacking), key=lambda each: each.arrival):
             while request.row is not None and not self._memory.grow(request.row, first, last, 1):
                 self._preempt(now)
-        # A row that was given up may have gone to nobody else meanwhile: rows are given in `admit` alone.
+        decoding = [row for row, request in self._live.items() if not request.is_prefilling]
+        self._slack = self._memory.slack(decoding) - 1
+        # A row that was given up has gone to nobody else meanwhile: rows are given in `admit` alone.
         return tuple(sorted(row for row in rows if row in self._live))
 
     def _preempt(self, now: float) -> None:
@@ -362,6 +372,7 @@ class Scheduler:
         """A piece of its prompt has run: pages that turned out not to be needed go back."""
         assert request.row is not None
         self._memory.trim(request.row)
+        self._slack = 0
 
     def park(self, request: LiveRequest, stage: int, now: float) -> None:
         """Its newest byte waits for `stage`."""
@@ -378,6 +389,10 @@ class Scheduler:
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         """A decoding step of that many rows took a stage's own stacks so long."""
         self._policy.observe(stage, rows, seconds)
+
+    def observe_outside(self, rows: int, seconds: float) -> None:
+        """What a tick that decoded so many rows, and did nothing else, took beside all stages."""
+        self._policy.observe_outside(rows, seconds)
 
     def saw(self, stage: int, positions: int, boundaries: int) -> None:
         """What a router said in a decoding step."""

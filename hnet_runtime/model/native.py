@@ -168,6 +168,18 @@ class NativeHNet:
             struct.fc1, struct.fc2 = matrix("mlp.fc1.weight"), matrix("mlp.fc2.weight")
 
 
+class _StepArrays:
+    """What a step is given and gives, kept from one to the next, with its addresses: to ask for those takes longer than
+    a copy of what is in them."""
+
+    def __init__(self, room: int) -> None:
+        self.rows = np.empty(room, dtype=np.int64)
+        self.finished = np.empty(room, dtype=np.bool_)
+        self.logits = np.empty((room, VOCAB_SIZE), dtype=np.float32)
+        self.rows_at, self.finished_at = self.rows.ctypes.data, self.finished.ctypes.data
+        self.logits_at = self.logits.ctypes.data
+
+
 class _Session:
     """The library's forward over one ModelState: its structs with the arenas' addresses in them."""
 
@@ -175,6 +187,7 @@ class _Session:
         self._keep: list[object] = []
         self._model = model
         self._num_positions = state.max_positions
+        self._arrays = _StepArrays(state.num_rows)
         stages = (binding.Stage * len(model.config.stages))()
         for index, (config, arenas) in enumerate(zip(model.config.stages, state.stages, strict=True)):
             stages[index] = model._stages[index]
@@ -265,22 +278,23 @@ class _Session:
     def step(self, rows: Sequence[int], data: bytes, stage: int, parks: bool) -> StepResult:
         count = len(rows)
         self._make_room(count)
-        row_array, finished = np.array(rows, dtype=np.int64), np.empty(count, dtype=np.bool_)
-        logits = np.empty((count, VOCAB_SIZE), dtype=np.float32)
+        arrays = self._arrays
+        arrays.rows[:count] = rows
         failed = self._step(
             self._handle,
             stage,
             count,
-            row_array.ctypes.data,
+            arrays.rows_at,
             data,
             parks,
-            finished.ctypes.data,
-            logits.ctypes.data,
+            arrays.finished_at,
+            arrays.logits_at,
             self._reports,
         )
         if failed:
             raise MemoryError("the native forward ran out of memory")
-        ended = torch.from_numpy(logits[: np.count_nonzero(finished)])
+        finished = arrays.finished[:count].copy()
+        ended = torch.from_numpy(arrays.logits[: np.count_nonzero(finished)].copy())
         return StepResult(finished, ended, tuple(self._verdicts()), self._work())
 
     def _verdicts(self) -> Iterator[tuple[int, Verdicts]]:

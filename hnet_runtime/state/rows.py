@@ -98,6 +98,10 @@ class PagePool:
         """Pages that `row` lacks to hold that many positions."""
         return max(pages_for(positions) - len(self._owned.get(row, ())), 0)
 
+    def slack(self, row: int, positions: int) -> int:
+        """Positions that `row` has pages for beyond so many."""
+        return len(self._owned[row]) * PAGE - positions
+
     def lacking(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[R] whether each row lacks a page for position number `positions` (counted from 0), when it has those of all
         before."""

@@ -149,6 +149,9 @@ class Scripted:
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         assert rows > 0
 
+    def observe_outside(self, rows: int, seconds: float) -> None:
+        assert rows > 0
+
     def saw(self, stage: int, positions: int, boundaries: int) -> None:
         assert 0 <= boundaries <= positions
 

@@ -175,6 +175,18 @@ def test_adaptive_goes_through_where_parking_gains_nothing():
     assert taught(FLAT, rate=1.0).choose(situation(8, 0)) == Through()  # all rows are due at once anyway
 
 
+def test_adaptive_goes_through_where_more_ticks_cost_more_than_parking_gains():
+    """A tick is also planned, sampled and told of: where that is dear, one that does all is cheaper than two."""
+    for outside, decision in ((0.0, Step()), (3.0, Through())):
+        policy = make_policy("adaptive", 2)
+        teach(policy, (lambda rows: 0.1, FLAT))
+        for rows in [*range(1, 17)] * 2:
+            policy.observe_outside(rows, outside)
+        for _ in range(40):
+            policy.choose(situation(8, 0))
+        assert policy.choose(situation(8, 0)) == decision
+
+
 def test_adaptive_changes_its_mind_when_costs_do():
     policy = taught(FLAT)
     assert policy.choose(situation(8, 0)) == Step()
@@ -186,10 +198,19 @@ def test_adaptive_changes_its_mind_when_costs_do():
 
 def test_adaptive_tries_the_other_way_now_and_then_and_comes_back():
     policy = taught(FLAT)
-    chosen = [policy.choose(situation(8, 0)) for _ in range(2000)]
+    chosen = [policy.choose(situation(8, 0)) for _ in range(8000)]
     tried = chosen.count(Through())
-    assert 8 <= tried <= 80
-    assert chosen.count(Step()) == 2000 - tried
+    assert 8 <= tried <= 40
+    assert chosen.count(Step()) == 8000 - tried
+
+
+def test_adaptive_learns_now_and_then_what_many_rows_cost():
+    """It fires nobody before all wait, for a few ticks."""
+    policy = taught(FLAT)
+    first = next(waiting for waiting in range(1, 9) if policy.choose(situation(8 - waiting, waiting)) == Fire(1))
+    assert first < 8
+    chosen = [policy.choose(situation(8 - first, first)) for _ in range(8000)]
+    assert 8 <= chosen.count(Step()) <= 40
 
 
 def test_rows_about_to_join_are_waited_for_a_little_but_not_beyond_the_limits():

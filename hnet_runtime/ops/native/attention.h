@@ -3,6 +3,7 @@
 // A position's key and value are kept first and then read back like all others, so that a query sees the same
 // numbers whether its keys came in the same span or long before. Keys are taken in order of stage position.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "norm.h"
@@ -19,9 +20,15 @@ struct Slots {
   const int64_t* table;
   int64_t row_pages;
 
-  int64_t operator()(int64_t row, int64_t position) const {
-    if (capacity) return row * capacity + position % capacity;
-    return table[row * row_pages + position / PAGE] * PAGE + position % PAGE;
+  // Places in the stores of a row's positions first … first + count, at `width` numbers each.
+  void places(int64_t row, int64_t first, int64_t count, int64_t width, int64_t* out) const {
+    const int64_t run = capacity ? capacity : PAGE;  // positions that lie in a row
+    for (int64_t i = 0, part = 0; i < count; i += part) {
+      const int64_t at = (first + i) % run;
+      const int64_t begin = capacity ? row * capacity : table[row * row_pages + (first + i) / PAGE] * PAGE;
+      part = std::min(run - at, count - i);
+      for (int64_t j = 0; j < part; j++) out[i + j] = (begin + at + j) * width;
+    }
   }
 };
 
@@ -64,13 +71,36 @@ struct AttentionScratch {
   std::vector<int64_t> places;  // of a span's keys in the stores
 };
 
+// Scores of B keys abreast, each one's sum in an order of its own: one key alone would wait for its chain of products.
+template <class Keep, int B>
+inline void score(const float* q, const typename Keep::Stored* keys, const int64_t* places, int64_t head_dim,
+                  float scale, float* scores) {
+  Vec sum[B];
+#pragma GCC unroll 8
+  for (int b = 0; b < B; b++) sum[b] = Vec{};  // "= {}" would write through memory
+  int64_t p = 0;
+  for (; p + LANES <= head_dim; p += LANES) {
+    const Vec x = load(q + p);
+#pragma GCC unroll 8
+    for (int b = 0; b < B; b++) sum[b] = fma(x, Keep::get(keys + places[b] + p), sum[b]);
+  }
+  if (p < head_dim) {
+    const Vec x = load_some(q + p, head_dim - p);
+    for (int b = 0; b < B; b++) sum[b] = fma(x, Keep::get_some(keys + places[b] + p, head_dim - p), sum[b]);
+  }
+#pragma GCC unroll 8
+  for (int b = 0; b < B; b++) scores[b] = sum_lanes(sum[b]) * scale;
+}
+
 // B registers of channels of Σ scores · values, keys in order.
 template <class Keep, int B>
 inline void mix(const typename Keep::Stored* values, const int64_t* places, const float* scores, int64_t seen,
                 float total, float* out) {
-  Vec sum[B] = {};
+  Vec sum[B];
+#pragma GCC unroll 8
+  for (int b = 0; b < B; b++) sum[b] = Vec{};
   for (int64_t i = 0; i < seen; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int b = 0; b < B; b++) sum[b] = fma(Keep::get(values + places[i] + b * LANES), scores[i], sum[b]);
   for (int b = 0; b < B; b++) store(out + b * LANES, sum[b] / total);
 }
@@ -86,7 +116,7 @@ inline void attend(const float* qkv, int64_t ldq, int64_t width, int64_t head_di
   const int64_t kept = span.start + span.length - first;
   scratch.places.resize(kept);
   scratch.scores.resize(round_up(kept, LANES));
-  for (int64_t i = 0; i < kept; i++) scratch.places[i] = slots(span.row, first + i) * width;
+  slots.places(span.row, first, kept, width, scratch.places.data());
   float* scores = scratch.scores.data();
   for (int64_t t = 0; t < span.length; t++) {
     const float* q = qkv + t * ldq;
@@ -97,16 +127,12 @@ inline void attend(const float* qkv, int64_t ldq, int64_t width, int64_t head_di
     }
     const int64_t oldest = window >= 0 && now > window ? now - window : 0, seen = now - oldest + 1;
     const int64_t* places = scratch.places.data() + (oldest - first);
+    int64_t scored = 0;
+    for (; scored + 8 <= seen; scored += 8)
+      score<Keep, 8>(q, keys, places + scored, head_dim, scale, scores + scored);
+    for (; scored < seen; scored++) score<Keep, 1>(q, keys, places + scored, head_dim, scale, scores + scored);
     float largest = -INFINITY;
-    for (int64_t i = 0; i < seen; i++) {
-      const typename Keep::Stored* key = keys + places[i];
-      Vec sum{};
-      int64_t p = 0;
-      for (; p + LANES <= head_dim; p += LANES) sum = fma(load(q + p), Keep::get(key + p), sum);
-      if (p < head_dim) sum = fma(load_some(q + p, head_dim - p), Keep::get_some(key + p, head_dim - p), sum);
-      scores[i] = sum_lanes(sum) * scale;
-      largest = scores[i] > largest || scores[i] != scores[i] ? scores[i] : largest;
-    }
+    for (int64_t i = 0; i < seen; i++) largest = scores[i] > largest || scores[i] != scores[i] ? scores[i] : largest;
     float total = 0;
     for (int64_t i = 0; i < seen; i += LANES) {
       store(scores + i, exp(load(scores + i) - largest));
@@ -114,6 +140,7 @@ inline void attend(const float* qkv, int64_t ldq, int64_t width, int64_t head_di
     }
     float* mixed = out + t * ldo;
     int64_t p = 0;
+    for (; p + 8 * LANES <= head_dim; p += 8 * LANES) mix<Keep, 8>(values + p, places, scores, seen, total, mixed + p);
     for (; p + 4 * LANES <= head_dim; p += 4 * LANES) mix<Keep, 4>(values + p, places, scores, seen, total, mixed + p);
     for (; p + LANES <= head_dim; p += LANES) mix<Keep, 1>(values + p, places, scores, seen, total, mixed + p);
     if (p < head_dim) {

@@ -72,7 +72,9 @@ class Engine:
         name: str = "model",
         config: EngineConfig | None = None,
         load_seconds: float = 0.0,
+        policy: Policy | None = None,
     ) -> None:
+        """policy: one of the caller's own, or one that has learned elsewhere, in place of that of `config.batching`."""
         config = config or EngineConfig()
         on_cpu = model.device.type == "cpu"
         num_rows = config.max_num_seqs or (64 if on_cpu else 256)
@@ -87,7 +89,8 @@ class Engine:
         )
         memory = RowMemory(RowPool(num_rows), state.pages, state, prefix_cache_bytes(model.device, config))
         rules = PrefillRules(config.prefill_bytes_per_tick, config.prefill_share, snapshot_interval(state, config))
-        scheduler = Scheduler(memory, _policy(config, len(model.config.stages)), len(model.config.stages), rules)
+        num_stages = len(model.config.stages)
+        scheduler = Scheduler(memory, policy or _policy(config, num_stages), num_stages, rules)
         limits = Limits(config.max_model_len)
         sampler = NativeSampler(model.library) if isinstance(model, NativeHNet) else Sampler(model.device)
         self._loop = EngineLoop(Runner(model, state), sampler, scheduler, limits, num_rows, config.debug_checks)

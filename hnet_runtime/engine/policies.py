@@ -178,7 +178,7 @@ class Adaptive(_Bounded):
     of many rows are known.
     """
 
-    _GAIN = 1.03  # parking must promise
+    _GAIN = 1.06  # parking must promise: what is foreseen is a few percent off
     _REFRESH = 32  # ticks between looks at what was measured; after each one that changes nothing, twice as many
     _LAST_REFRESH = 512
     _MOVED = 0.1  # a change by so much makes new plans

@@ -136,8 +136,12 @@ def test_costs_are_measured_for_every_stage_and_number_of_rows(tiny):
 def test_policies_serve_the_same_bytes_and_are_counted_alike(tiny):
     config, weights = tiny
     variant = Variant("float32", "torch", None, 1, 4.0)
-    engines = batching.engines_on(build(config, weights, variant), "tiny", 3, 64, variant)
-    assert [engine.config.batching for engine in engines.values()] == list(batching.POLICIES)
+    model = build(config, weights, variant)
+    policies = batching.policies_for(model)
+    for turn in range(4):
+        engines = batching.engines_on(model, "tiny", 3, 64, variant, policies, turn)
+        assert list(engines) == list(batching.POLICIES)
+        assert [engine._scheduler._policy for engine in engines.values()] == list(policies.values())
     courses = batching.serve(engines, batching.prompts(3, drawn=True), 40, seed=1)
     assert list(courses) == list(batching.POLICIES)
     for course in courses.values():

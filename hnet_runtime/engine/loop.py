@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from hnet_runtime.engine.scheduler import Scheduler
 
 log = logging.getLogger("hnet.engine")
 _NOT_FINITE = "the model's logits are not finite"
+_NO_BYTE = "no byte may come: utf8, allowed_token_ids, bad_words and min_tokens together leave none"
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class EngineLoop:
             self._scheduler.check()
         tick = self._emit(steps)
         match plan.work:
-            case (ByteStep(rows) | StageStep(rows=rows),):
+            case (ByteStep(rows) | StageStep(rows=rows),) if self._scheduler.listens:
                 outside = time.perf_counter() - ticked - sum(step.seconds for step in steps)
-                self._scheduler.observe_outside(len(rows), outside)
+                self._scheduler.policy.observe_outside(len(rows), outside)
         return tick
 
     def _admit(self, now: float) -> None:
@@ -146,10 +148,12 @@ class EngineLoop:
             else:
                 scheduler.park(request, stage + 1, now)
         for work in result.work:
-            scheduler.observe(work.stage, work.positions, work.seconds)
             scheduler.ran(work.stage, work.positions)
-        for routed in result.routed:
-            scheduler.saw(routed.stage, routed.positions, routed.boundaries)
+        if scheduler.listens:
+            for work in result.work:
+                scheduler.policy.observe(work.stage, work.positions, work.seconds)
+            for routed in result.routed:
+                scheduler.policy.saw(routed.stage, routed.positions, routed.boundaries)
         if finished:
             self._sample(finished, result.logits)
         return result.records
@@ -197,9 +201,18 @@ class EngineLoop:
             self._chunks[chunk.stage - 1] += 1
 
     def _sample(self, requests: list[LiveRequest], logits: Tensor) -> None:
-        """Draws each request's next byte from logits [B, V]; a row whose logits are not finite ends, and no other."""
-        rows = [RowSampling(r.params, r.mask_row, _uniform(r)) for r in requests]
-        drawn = self._sampler.draw(logits, rows)
+        """Draws each request's next byte from logits [B, V]; a row whose logits are not finite ends, and no other, as
+        does one that its parameters leave no byte."""
+        rows = [RowSampling(r.params, r.mask_row, _uniform(r), r.allowed) for r in requests]
+        stuck = {i for i, row in enumerate(rows) if row.allowed is not None and not row.allowed.any()}
+        if stuck:
+            for index in stuck:
+                requests[index].finish("error", error=_NO_BYTE)
+            kept = [index for index in range(len(requests)) if index not in stuck]
+            requests, rows, logits = [requests[i] for i in kept], [rows[i] for i in kept], logits[kept]
+            if not requests:
+                return
+        drawn = self._sampler.draw(_penalised(requests, logits), rows)
         asked = [i for i, r in enumerate(requests) if r.params.logprobs is not None and drawn[i] is not None]
         logprobs: dict[int, ByteLogprobs] = {}
         if asked:
@@ -268,6 +281,19 @@ class EngineLoop:
             park_waits=tuple(waits),
             steps=steps,
         )
+
+
+@torch.inference_mode()
+def _penalised(requests: list[LiveRequest], logits: Tensor) -> Tensor:
+    """The logits [B, V] that bytes are drawn from: the model's own, or a copy where a request asks for other ones."""
+    asked = [(index, r.penalties) for index, r in enumerate(requests) if r.penalties is not None]
+    if not asked:
+        return logits
+    own = logits[[index for index, _ in asked]].cpu().numpy()
+    changed = np.stack([penalties.apply(row) for row, (_, penalties) in zip(own, asked, strict=True)])
+    logits = logits.clone()
+    logits[[index for index, _ in asked]] = torch.from_numpy(changed).to(logits.device)
+    return logits
 
 
 def _uniform(request: LiveRequest) -> float:

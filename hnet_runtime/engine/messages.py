@@ -15,13 +15,22 @@ Utf8Mode = Literal["strict", "raw"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How one choice of one request is decoded.
+    """How one choice of one request is decoded. Bytes are their numbers, 0–255.
 
     `temperature` 0 is greedy, ties to the lowest byte. `top_k` 0 keeps all 256 bytes.
     `seed` and `choice` key the counter-based random numbers; the counter is the index
     of the output byte, so they alone fix the bytes. `stop` are byte strings; a match ends
     the row and is left out of the output. `logprobs` and `prompt_logprobs` ask for that many
     alternatives beside each byte's own log-probability (0–256; None asks for nothing).
+
+    Logits are changed in this order before a byte is drawn: `logit_bias` is added; `repetition_penalty` divides positive
+    logits of bytes that are in prompt or completion and multiplies negative ones; and a byte's logit loses
+    `frequency_penalty` for each time that it is in the completion and `presence_penalty` if it is there at all.
+
+    `allowed_token_ids` are the only bytes that may come (EOS among them, or not), and none that would complete one of
+    `bad_words` in the completion does. Neither EOS nor one of `stop_token_ids` comes before `min_tokens` bytes, and no
+    stop string that ends within them counts. A byte of `stop_token_ids` ends the row; it and a stop string are
+    in the output only with `include_stop_str_in_output`, EOS never. Where no byte may come the row ends with an error.
     """
 
     max_tokens: int = 16
@@ -31,7 +40,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float = 0.0
     seed: int = 0
     choice: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[bytes, ...] = ()
+    min_tokens: int = 0
     stop: tuple[bytes, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     utf8: Utf8Mode = "strict"
     logprobs: int | None = None
@@ -42,13 +60,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, one completion. `prompt` is taken verbatim: BOS, where wanted, is in it.
 
-    `cache_salt`: only requests of the same salt share what the prefix cache holds.
+    `cache_salt`: only requests of the same salt share what the prefix cache holds. `priority`: of those that wait, the
+    lowest goes first.
     """
 
     request_id: str
     prompt: bytes
     params: SamplingParams = SamplingParams()
     cache_salt: str = ""
+    priority: int = 0
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -64,12 +84,13 @@ class ByteLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Natural-log probabilities of one byte under the model itself (no temperature, no mask).
 
     `byte` is the byte that came, `logprob` its own; `top` lists (byte, logprob) of the most
-    probable ones, best first, ties by lowest byte.
+    probable ones, best first, ties by lowest byte; `rank` is the byte's own place in that order, from 1.
     """
 
     byte: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +119,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     once, before any data: an entry for each prompt byte but the first. `chunks` are the verdicts that became
     known, in order of (start, stage), where asked for; `opened` counts, always, the chunks of stage 1 that bytes of the
     completion opened. `finish_reason` is set in the last Output of a request;
-    `stop_reason` is the stop string that matched, or the number of the byte (EOS) that
+    `stop_reason` is the stop string that matched, or the number of the byte (EOS or a stop byte) that
     ended it; `error` says why where the reason is `error`.
     """
 

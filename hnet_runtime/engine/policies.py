@@ -119,9 +119,10 @@ class _Bounded(ABC):
         self._limits = limits
 
     def choose(self, situation: Situation) -> Decision:
-        if situation.live == 1 or not situation.lanes:
+        waiting = [lane for lane in situation.lanes if lane.waiting]
+        if not situation.lanes or situation.live == 1:
             return _at_once(situation)
-        overdue = self._overdue([lane for lane in situation.lanes if lane.waiting])
+        overdue = self._overdue(waiting) if waiting else None
         return self._decide(situation) if overdue is None else Fire(overdue.stage)
 
     @abstractmethod
@@ -178,9 +179,9 @@ class Adaptive(_Bounded):
     of many rows are known.
     """
 
-    _GAIN = 1.06  # parking must promise: what is foreseen is a few percent off
+    _GAIN = 1.08  # parking must promise: what is foreseen is a few percent off
     _REFRESH = 32  # ticks between looks at what was measured; after each one that changes nothing, twice as many
-    _LAST_REFRESH = 512
+    _LAST_REFRESH = 128
     _MOVED = 0.1  # a change by so much makes new plans
     _PROBE = 8  # ticks the other way,
     # soon where rows go through, since nothing is known of parking yet, and later where they park, since they went

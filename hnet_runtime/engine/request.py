@@ -20,6 +20,7 @@ from hnet_runtime.engine.messages import (
     SamplingParams,
     Usage,
 )
+from hnet_runtime.engine.shaping import ByteFilter, Penalties
 from hnet_runtime.engine.snapshots import ChunkHistory, Pinned, Snapshot
 from hnet_runtime.engine.stops import StopMatcher
 
@@ -48,12 +49,33 @@ def validate(params: SamplingParams) -> None:
             params.prompt_logprobs is None or 0 <= params.prompt_logprobs <= VOCAB_SIZE,
             "must be between 0 and 256",
         ),
+        ("presence_penalty", -2.0 <= params.presence_penalty <= 2.0, "must be between -2 and 2"),
+        ("frequency_penalty", -2.0 <= params.frequency_penalty <= 2.0, "must be between -2 and 2"),
+        ("repetition_penalty", 0.0 < params.repetition_penalty < float("inf"), "must be a finite number above 0"),
+        (
+            "logit_bias",
+            all(_is_byte(byte) and -100.0 <= bias <= 100.0 for byte, bias in params.logit_bias),
+            "must give bytes (0-255) numbers between -100 and 100",
+        ),
+        (
+            "allowed_token_ids",
+            params.allowed_token_ids is None
+            or (bool(params.allowed_token_ids) and all(map(_is_byte, params.allowed_token_ids))),
+            "must hold bytes (0-255), and at least one",
+        ),
+        ("bad_words", all(params.bad_words), "must not hold an empty string"),
+        ("min_tokens", 0 <= params.min_tokens <= max(params.max_tokens, 0), "must be between 0 and max_tokens"),
+        ("stop_token_ids", all(map(_is_byte, params.stop_token_ids)), "must hold bytes (0-255)"),
         ("stop", all(params.stop), "must not hold an empty string"),
         ("utf8", params.utf8 in ("strict", "raw"), "must be 'strict' or 'raw'"),
     )
     for name, holds, message in checks:
         if not holds:
             raise RequestError(name, f"{name} {message}, not {getattr(params, name)!r}")
+
+
+def _is_byte(number: int) -> bool:
+    return 0 <= number < VOCAB_SIZE
 
 
 @dataclass
@@ -105,6 +127,10 @@ class LiveRequest:
         self._stop_reason: bytes | int | None = None
         self._error: str | None = None
         self._matcher = StopMatcher(self.params.stop)
+        self.penalties = Penalties.asked_for(self.params, request.prompt)
+        self._filter = ByteFilter.asked_for(self.params)
+        # Where EOS is not to end it but is a stop byte, it still does.
+        self._ends_at_eos = not self.params.ignore_eos or EOS in self.params.stop_token_ids
         self._utf8_state = utf8.state_after(request.prompt) if self.params.utf8 == "strict" else utf8.START
         self._sent = 0  # output bytes handed out
         self._logprobs: list[ByteLogprobs] = []  # of output bytes not handed out yet
@@ -137,7 +163,19 @@ class LiveRequest:
         if self.params.utf8 == "raw":
             return utf8.ANY_BYTE
         remaining = self.params.max_tokens - len(self.output)
-        return utf8.mask_row(self._utf8_state, max(remaining, 1), may_end=not self.params.ignore_eos)
+        return utf8.mask_row(self._utf8_state, max(remaining, 1), may_end=self._ends_at_eos)
+
+    @property
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """[V] the bytes that may come next, perhaps none; None where `mask_row` says it."""
+        if self._filter is None or self._filter.is_over(len(self.output)):
+            return None
+        return self._filter.allowed(self.output, utf8.mask_table()[self.mask_row], self._utf8_state)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Whose turn is first, by priority and then by arrival."""
+        return self.request.priority, self.arrival
 
     @property
     def reads_cache(self) -> bool:
@@ -208,10 +246,16 @@ class LiveRequest:
 
     def append(self, byte: int, logprobs: ByteLogprobs | None) -> None:
         """Takes the next byte of the completion and decides whether it was the last."""
-        if byte == EOS and not self.params.ignore_eos:
+        if byte == EOS and self._ends_at_eos:
             self.finish("stop", stop_reason=EOS)
             return
+        is_stop_byte = byte in self.params.stop_token_ids
+        if is_stop_byte and not self.params.include_stop_str_in_output:
+            self.finish("stop", stop_reason=byte)
+            return
         self.output.append(byte)
+        if self.penalties is not None:
+            self.penalties.push(byte)
         if logprobs is not None:
             self._logprobs.append(logprobs)
         if self.params.utf8 == "strict":
@@ -219,7 +263,14 @@ class LiveRequest:
             assert following is not None, "the mask let a byte through that is not well-formed"
             self._utf8_state = following
         stop = self._matcher.push(byte)
-        if stop is not None:
+        if stop is not None and len(self.output) <= self.params.min_tokens:
+            self._matcher.pass_over()
+            stop = None
+        if is_stop_byte:
+            self.finish("stop", stop_reason=byte)
+        elif stop is not None and self.params.include_stop_str_in_output:
+            self.finish("stop", stop_reason=stop)
+        elif stop is not None:
             keep = len(self.output) - len(stop)
             self._cut = stop
             del self.output[keep:], self._logprobs[max(keep - self._sent, 0) :]
@@ -233,7 +284,8 @@ class LiveRequest:
     def take_output(self, now: float) -> Output | None:
         """What is new since the last call, or None; complete once finish_reason is set."""
         done = self.finish_reason is not None
-        until = len(self.output) - (0 if done else self._matcher.pending)
+        holds = not (done or self.params.include_stop_str_in_output)
+        until = len(self.output) - (self._matcher.pending if holds else 0)
         if not (done or until > self._sent or self._chunks or (self._prompt_logprobs and not self.is_prefilling)):
             return None
         data = bytes(self.output[self._sent : until])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE
@@ -18,11 +19,15 @@ from hnet_runtime.ops.native import binding
 
 @dataclass(frozen=True)
 class RowSampling:
-    """What one row brings to a draw: its parameters, a row of utf8.mask_table, and a number in [0, 1)."""
+    """What one row brings to a draw: its parameters, a row of utf8.mask_table, and a number in [0, 1).
+
+    allowed: [V] the bytes that may come, at least one, where no row of the table says it.
+    """
 
     params: SamplingParams
     mask_row: int
     uniform: float
+    allowed: NDArray[np.bool_] | None = None
 
 
 class Sampler:
@@ -54,6 +59,9 @@ class Sampler:
         and the inverse of its cumulative sum in byte order is taken at the row's uniform number.
         """
         allowed = self._masks[torch.tensor([row.mask_row for row in rows], device=self._device)]
+        for index, row in enumerate(rows):
+            if row.allowed is not None:
+                allowed[index] = torch.from_numpy(row.allowed).to(self._device)
         logits = logits.masked_fill(~allowed, float("-inf"))
         greedy = logits.argmax(-1)  # the first of equals
         if all(row.params.temperature == 0.0 for row in rows):
@@ -108,7 +116,7 @@ class NativeSampler(Sampler):
                     row.params.min_p,
                     row.uniform,
                     min(row.params.top_k, VOCAB_SIZE),
-                    self._first_mask + row.mask_row * VOCAB_SIZE,
+                    self._first_mask + row.mask_row * VOCAB_SIZE if row.allowed is None else row.allowed.ctypes.data,
                 )
                 for row in rows
             )
@@ -131,9 +139,10 @@ def byte_logprobs(logits: Tensor, data: bytes, tops: Sequence[int]) -> list[Byte
     chosen = torch.tensor(list(data), device=logits.device).unsqueeze(-1)
     own = logprobs.gather(-1, chosen).squeeze(-1).tolist()
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    ranks = ((order == chosen).int().argmax(-1) + 1).tolist()
     most = max(tops, default=0)
     best, numbers = ordered[:, :most].tolist(), order[:, :most].tolist()
     return [
-        ByteLogprobs(byte, logprob, tuple(zip(numbers[i][:top], best[i][:top], strict=True)))
+        ByteLogprobs(byte, logprob, tuple(zip(numbers[i][:top], best[i][:top], strict=True)), ranks[i])
         for i, (byte, logprob, top) in enumerate(zip(data, own, tops, strict=True))
     ]

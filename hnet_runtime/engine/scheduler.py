@@ -6,6 +6,7 @@ of its completion), or has one that waits before a stage; a plan gives them thei
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hnet_runtime.engine.request import LiveRequest, RequestError
 from hnet_runtime.engine.snapshots import Snapshot
 from hnet_runtime.state.rows import PAGE
 
+_LEARNING, _EVERY = 1024, 4  # ticks of which the policy is told, and one in so many afterwards: to be told takes time
 _NOBODY_WAITS = 8  # times the bytes of prompts a tick runs while no row decodes
 _WORTH = 32  # bytes that a snapshot must save to be taken, or waited for
 
@@ -36,8 +38,9 @@ class PrefillRules:
 
 
 class Scheduler:
-    """First come, first served. A request is admitted when a row is free and pages are for its prompt, as prompts
-    chunked so far; where pages run out later, the one who came last gives up its row and comes back first.
+    """First come, first served, among requests of one priority; those of a lower number go before. A request is admitted
+    when a row is free and pages are for its prompt, as prompts chunked so far; where pages run out later, the last in
+    that order gives up its row and comes back before whoever has not begun.
 
     A request whose prompt begins as one that is being read right now waits for a snapshot of what they share.
     """
@@ -46,8 +49,8 @@ class Scheduler:
         self._memory, self._policy = memory, policy
         self._last = num_stages - 1
         self._rules = rules or PrefillRules()
-        self._waiting: deque[LiveRequest] = deque()
-        self._swapped: list[LiveRequest] = []  # in order of arrival
+        self._waiting: deque[LiveRequest] = deque()  # by LiveRequest.order
+        self._swapped: list[LiveRequest] = []  # by LiveRequest.order
         self._live: dict[int, LiveRequest] = {}
         self._by_id: dict[str, LiveRequest] = {}
         # By stage: rows that wait for it, in order of parking. Nobody parks at stage 0.
@@ -55,6 +58,7 @@ class Scheduler:
         self._positions = [64] * num_stages  # run so far; at first every byte is taken for a chunk
         self._arrivals = 0
         self._tick = 0
+        self.listens = False  # whether the policy is to be told of the tick that was planned last
         self._slack = 0  # ticks for which every decoding row is known to have pages
         self._prompt_debt = 0.0  # seconds of prefill that decoding rows have not been given back
         self.num_preemptions = 0
@@ -107,7 +111,10 @@ class Scheduler:
             )
         self._arrivals += 1
         request.arrival = self._arrivals
-        self._waiting.append(request)
+        if self._waiting and self._waiting[-1].order > request.order:
+            insort(self._waiting, request, key=_order)
+        else:
+            self._waiting.append(request)
         self._by_id[request.request_id] = request
 
     # ── who has a row ─────────────────────────────────────────────────────────────────────────────
@@ -268,6 +275,7 @@ class Scheduler:
     def plan(self, now: float) -> Plan:
         """What one tick runs. Rows that it gives pages to may have them from others, who are preempted."""
         self._tick += 1
+        self.listens = False
         work: list[Work] = []
         runnable = [row for row, request in self._live.items() if not request.due and not request.is_prefilling]
         prompts = [request for request in self._live.values() if request.is_prefilling]
@@ -284,7 +292,9 @@ class Scheduler:
         return Plan(tuple(work))
 
     def _step(self, runnable: list[int], num_prompts: int, now: float) -> ByteStep | StageStep:
-        if len(runnable) == 1 and not any(self._lanes):  # whatever the policy
+        is_lone = len(runnable) == 1 and not any(self._lanes)
+        self.listens = not is_lone and (self._tick < _LEARNING or self._tick % _EVERY == 0)
+        if is_lone:  # whatever the policy
             return ByteStep(self._with_pages(runnable, 0, self._last, now))
         lanes = []
         for stage, lane in enumerate(self._lanes[1:], start=1):
@@ -306,7 +316,7 @@ class Scheduler:
             self._slack -= 1  # a tick runs at most one position of a row in each stage
             return tuple(sorted(rows))
         lacking = self._memory.lacking(rows, first, last)
-        for request in sorted((self._live[row] for row in lacking), key=lambda each: each.arrival):
+        for request in sorted((self._live[row] for row in lacking), key=_order):
             while request.row is not None and not self._memory.grow(request.row, first, last, 1):
                 self._preempt(now)
         decoding = [row for row, request in self._live.items() if not request.is_prefilling]
@@ -315,14 +325,14 @@ class Scheduler:
         return tuple(sorted(row for row in rows if row in self._live))
 
     def _preempt(self, now: float) -> None:
-        """The one who came last gives up its row."""
-        victim = max(self._live.values(), key=lambda request: request.arrival)
+        """The last in order gives up its row."""
+        victim = max(self._live.values(), key=_order)
         assert victim.row is not None
         row = victim.row
         self._take_off(victim)
         victim.swap_out(self._memory.swap_out(row), now)
         self._swapped.append(victim)
-        self._swapped.sort(key=lambda request: request.arrival)
+        self._swapped.sort(key=_order)
         self.num_preemptions += 1
 
     def _still_live(self, step: Work) -> ByteStep | StageStep:
@@ -335,7 +345,7 @@ class Scheduler:
     def _spans(self, prompts: list[LiveRequest], budget: int, now: float) -> Iterator[Span]:
         """Shares the tick's bytes: everyone the same, and what short prompts leave goes to the others."""
         # Where there are more prompts than bytes, the oldest ones go: nobody who came first waits for ever.
-        prompts = sorted(prompts, key=lambda request: request.arrival)[:budget]
+        prompts = sorted(prompts, key=_order)[:budget]
         interval = self._rules.interval if self._memory.caches else None
         wanted = {request: request.next_snapshot(interval) - request.fed for request in prompts}
         shortest_first = sorted(prompts, key=wanted.__getitem__)
@@ -386,17 +396,10 @@ class Scheduler:
         del self._lanes[request.due][request.row]
         return request.unpark(now)
 
-    def observe(self, stage: int, rows: int, seconds: float) -> None:
-        """A decoding step of that many rows took a stage's own stacks so long."""
-        self._policy.observe(stage, rows, seconds)
-
-    def observe_outside(self, rows: int, seconds: float) -> None:
-        """What a tick that decoded so many rows, and did nothing else, took beside all stages."""
-        self._policy.observe_outside(rows, seconds)
-
-    def saw(self, stage: int, positions: int, boundaries: int) -> None:
-        """What a router said in a decoding step."""
-        self._policy.saw(stage, positions, boundaries)
+    @property
+    def policy(self) -> Policy:
+        """Who is to be told what a tick cost and what routers said in it, where `listens`."""
+        return self._policy
 
     def ran(self, stage: int, positions: int) -> None:
         """So many positions of a stage have run, of prompts or completions."""
@@ -418,6 +421,10 @@ class Scheduler:
             assert all(request.due == stage and self._live.get(row) is request for row, request in lane.items())
         parked = sum(1 for request in self._live.values() if request.due)
         assert parked == sum(self.num_parked), "parked requests leaked"
+
+
+def _order(request: LiveRequest) -> tuple[int, int]:
+    return request.order
 
 
 def _num_common(one: bytes, other: bytes) -> int:

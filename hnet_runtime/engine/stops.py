@@ -28,6 +28,12 @@ class StopMatcher:
                 found = stop
         return found
 
+    def pass_over(self) -> None:
+        """The stop strings that end here are not to count; what of their bytes may begin another is still pending."""
+        for index, matched in enumerate(self._matched):
+            if matched == len(self.stops[index]):
+                self._matched[index] = self._fallbacks[index][matched - 1]
+
     @property
     def pending(self) -> int:
         """How many of the last bytes may turn out to be the beginning of a stop string."""

@@ -37,8 +37,9 @@ _EDGES: dict[int, list[tuple[int, int, int]]] = {
     _F4: [(0x80, 0x8F, _TWO)],  # nothing beyond U+10FFFF
 }
 _NEEDED = {START: 0, _ONE: 1, _TWO: 2, _THREE: 3, _E0: 2, _ED: 2, _F0: 3, _F4: 3}
-_LONGEST = 4  # bytes of the longest character
-ANY_BYTE = len(_EDGES) * _LONGEST * 2
+LONGEST = 4  # bytes of the longest character
+STATES = tuple(_EDGES)
+ANY_BYTE = len(_EDGES) * LONGEST * 2
 """Row of `mask_table` that allows every byte: `utf8: "raw"`."""
 
 
@@ -50,9 +51,16 @@ def advance(state: int, byte: int) -> int | None:
     return None
 
 
+@cache
+def followers(state: int) -> tuple[tuple[int, int], ...]:
+    """Each byte that is well-formed in a state, with the state after it."""
+    edges = _EDGES[state]
+    return tuple((byte, following) for first, last, following in edges for byte in range(first, last + 1))
+
+
 def state_after(data: bytes) -> int:
     """The state that `data` ends in: inside a character it has begun, or START; what is not well-formed is passed."""
-    for length in range(1, min(_LONGEST - 1, len(data)) + 1):
+    for length in range(1, min(LONGEST - 1, len(data)) + 1):
         state = START
         for byte in data[-length:]:
             following = advance(state, byte)
@@ -66,7 +74,7 @@ def state_after(data: bytes) -> int:
 
 def mask_row(state: int, remaining: int, may_end: bool) -> int:
     """The row of `mask_table` for a state, with `remaining` bytes (at least 1) that may still come."""
-    return (state * _LONGEST + min(remaining, _LONGEST) - 1) * 2 + may_end
+    return (state * LONGEST + min(remaining, LONGEST) - 1) * 2 + may_end
 
 
 @cache
@@ -78,7 +86,7 @@ def mask_table() -> NDArray[np.bool_]:
     """
     table = np.zeros((ANY_BYTE + 1, VOCAB_SIZE), dtype=np.bool_)
     for state, edges in _EDGES.items():
-        for remaining in range(1, _LONGEST + 1):
+        for remaining in range(1, LONGEST + 1):
             for may_end in (False, True):
                 row = table[mask_row(state, remaining, may_end)]
                 for first, last, following in edges:

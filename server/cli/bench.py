@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-BENCHMARKS = ("roofline", "decode", "batching", "prefill", "prefix", "peers", "precision", "start")
+BENCHMARKS = ("roofline", "decode", "batching", "beside", "prefill", "prefix", "peers", "precision", "start")
 _MODULES = {"prefix": "prefix_cache"}  # the others are in the file of their name
 CHECKOUT = Path(__file__).resolve().parents[2]
 

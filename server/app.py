@@ -5,21 +5,24 @@ Knows which route is where and in which order the layers lie; what a route does 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import hnet_runtime
-from server import completions, exposition, models, probes, segment
+from server import chat, completions, exposition, models, probes, score, segment, tokenization
 from server.admission import Admission, Backlog
-from server.auth import ApiKey
+from server.auth import ApiKey, KeyRing
 from server.body_limit import BodyLimit
+from server.chat_templates import ChatTemplate, find_template
 from server.engine_client import EngineClient, Transport
 from server.errors import ApiError, internal
 from server.metrics import Metrics
@@ -35,8 +38,14 @@ def build_service(settings: ServerSettings, transport: Transport) -> tuple[Servi
     """Wires up one server around a way to its engine; nothing is started yet."""
     backlog = Backlog()
     metrics = Metrics(backlog)
-    client = EngineClient(transport, metrics)
-    admission = Admission(client, backlog, settings.max_waiting_requests, settings.drain_timeout)
+    client = EngineClient(
+        transport,
+        metrics,
+        engine_timeout=settings.engine_timeout,
+        max_restarts=settings.max_engine_restarts,
+        request_timeout=settings.request_timeout,
+    )
+    admission = Admission(client, backlog, settings)
     return Service(settings, client, admission, FlushPace(settings.stream_flush_ms / 1000)), metrics
 
 
@@ -50,16 +59,26 @@ def build_app(service: Service, metrics: Metrics) -> ASGIApp:
         lifespan=_lifespan,
     )
     api.state.service = service
+    api.state.chat_template = find_template(service.settings)
     api.state.registry = exposition.build_registry(service, metrics)
-    for module in (completions, models, segment, probes, exposition):
+    for module in (completions, chat, models, segment, score, tokenization, probes, exposition):
         api.include_router(module.router)
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(ClientDisconnect, _gone)
     api.add_exception_handler(Exception, _defect)
     app: ASGIApp = BodyLimit(api, service.settings.max_body_bytes)
-    if service.settings.api_key is not None:
-        app = ApiKey(app, service.settings.api_key, metrics_public=service.settings.metrics_public)
+    settings = service.settings
+    if settings.api_key or settings.api_key_file is not None:
+        app = ApiKey(app, KeyRing(settings.api_key, settings.api_key_file), metrics_public=settings.metrics_public)
+    if settings.allowed_origins:  # a browser asks first, and without a key
+        app = CORSMiddleware(
+            app,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "x-ignored-params", "retry-after", "retry-after-ms"),
+        )
     return RequestIds(app)
 
 
@@ -71,6 +90,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await client.stop()
+        template: ChatTemplate = app.state.chat_template
+        await asyncio.to_thread(template.close)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

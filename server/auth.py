@@ -1,23 +1,85 @@
-"""The API key: everything but the probes asks for it, where one is set. Pure ASGI."""
+"""The API keys: everything but the probes asks for one, where any is set. Pure ASGI."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import unauthorized
+from server.files import read_keys
 
 PROBES = frozenset({"/health", "/ready"})
+CHECK_SECONDS = 1.0  # between two looks at the file's time
+
+log = logging.getLogger("hnet.server")
+
+
+class KeyRing:
+    """The keys that open the server: some for good, and those of a file, which is read again when it changes.
+
+    A file that cannot be read any more or holds no key leaves the last ones in force and is logged; raises ValueError,
+    as `read_keys` does, where there are no last ones yet.
+    """
+
+    def __init__(self, keys: Iterable[str], file: str | None = None) -> None:
+        self._fixed = [_digest(key.strip().encode()) for key in keys]
+        self._digests = self._fixed
+        self._file = file
+        self._seen: tuple[int, int, int] | None = None
+        self._complaint: str | None = None
+        self._checked = time.monotonic()
+        if file is not None:
+            self._take(file)
+
+    def knows(self, key: bytes) -> bool:
+        """Whether a key is one of ours; takes the same time whichever it is and however nearly it is one."""
+        if self._file is not None and time.monotonic() - self._checked >= CHECK_SECONDS:
+            self._checked = time.monotonic()
+            self._refresh(self._file)
+        digest = _digest(key)
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
+        return found
+
+    def _take(self, file: str) -> bool:
+        """Takes the file's keys if it has changed, and says whether."""
+        try:
+            status = Path(file).stat()
+        except OSError as error:
+            raise ValueError(f"api_key_file {file}: {error.strerror}") from error
+        seen = status.st_mtime_ns, status.st_ino, status.st_size
+        if seen == self._seen:
+            return False
+        self._digests = [*self._fixed, *(_digest(key.encode()) for key in read_keys(file))]
+        self._seen = seen
+        return True
+
+    def _refresh(self, file: str) -> None:
+        complaint = None
+        try:
+            if self._take(file):
+                log.info("%s has changed: %d API keys are in force", file, len(self._digests))
+        except ValueError as error:
+            complaint = str(error)
+        if complaint is not None and complaint != self._complaint:  # said once, not every second
+            log.error("%s; the last keys stay in force", complaint)
+        self._complaint = complaint
 
 
 class ApiKey:
-    """Lets a request pass that carries `Authorization: Bearer KEY`; compares in constant time."""
+    """Lets a request pass that carries `Authorization: Bearer KEY` with a key of the ring."""
 
-    def __init__(self, app: ASGIApp, key: str, *, metrics_public: bool = False) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, *, metrics_public: bool = False) -> None:
         self._app = app
-        self._key = key.encode()
+        self._keys = keys
         self._public = PROBES | {"/metrics"} if metrics_public else PROBES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,4 +91,9 @@ class ApiKey:
     def _knows_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         # Headers are read as Latin-1; so a key of other characters arrives as the bytes it was sent in.
-        return hmac.compare_digest(key.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"
+        return self._keys.knows(key.strip().encode("latin-1")) and scheme.lower() == "bearer"
+
+
+def _digest(key: bytes) -> bytes:
+    """Of one length for all keys, so that comparing tells nothing of theirs."""
+    return hashlib.sha256(key).digest()

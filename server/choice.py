@@ -7,6 +7,7 @@ came since the last call, so the events of a stream add up to the response by co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class ChoiceOptions:
     return_chunks: bool = False
     token_id_keys: bool = False
     stream_interval: int = 1
+    prompt_logprobs: int | None = None
 
 
 class Choice:
@@ -39,6 +41,7 @@ class Choice:
         self.usage: Usage | None = None
         self.error: str | None = None
         self.num_bytes = 0  # completed so far
+        self._logprob = 0.0  # of all of them together, where they come with log-probabilities
         self._prompt = prompt
         self._options = options
         self._keys = TOKEN_ID_KEYS if options.token_id_keys else BYTE_KEYS
@@ -67,12 +70,18 @@ class Choice:
         """Bytes of the prompt that came from the prefix cache; 0 until the row has ended and says so."""
         return 0 if self.usage is None else self.usage.cached_bytes
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of its bytes, where they came with log-probabilities; least of all where there are none or it failed."""
+        return self._logprob / self.num_bytes if self.num_bytes and self.error is None else -math.inf
+
     def add(self, output: Output) -> None:
         """Takes what the row gained."""
         self._held += output.data
         self.num_bytes += len(output.data)
         self._text.append(self._decoder.feed(output.data))
         self._logprobs += output.logprobs
+        self._logprob += sum(entry.logprob for entry in output.logprobs)
         self._prompt_logprobs += output.prompt_logprobs
         self._chunks += output.chunks
         if output.finish_reason is not None:
@@ -112,6 +121,8 @@ class Choice:
             self._chunks.sort(key=lambda chunk: (chunk.start, chunk.stage))
             choice["chunks"] = [{"stage": chunk.stage, "start": chunk.start, "p": chunk.p} for chunk in self._chunks]
             self._chunks.clear()
+        if options.prompt_logprobs is not None and self._first:
+            choice["prompt_logprobs"] = self._prompt_entries(options.prompt_logprobs)
         if self.error is not None:
             choice["error"] = self.error
         self._characters += len(text)
@@ -149,6 +160,23 @@ class Choice:
             "token_ids": list(tokens),
             "bytes": [[byte] for byte in tokens],
         }
+
+    def _prompt_entries(self, alternatives: int) -> list[dict[str, dict[str, Any]] | None]:
+        """vLLM's: for each byte of the prompt the most probable ones and itself by their numbers; null for the first
+        byte, and where the row ended before it was scored."""
+        keys = self._keys
+        entries: list[dict[str, dict[str, Any]] | None] = [None]
+        for entry in self._prompt_logprobs:
+            ranked = [(rank, *pair) for rank, pair in enumerate(entry.top[:alternatives], start=1)]
+            if all(byte != entry.byte for _, byte, _ in ranked):
+                ranked.append((entry.rank, entry.byte, entry.logprob))
+            entries.append(
+                {
+                    str(byte): {"logprob": max(logprob, LOWEST_LOGPROB), "rank": rank, "decoded_token": keys[byte]}
+                    for rank, byte, logprob in ranked
+                }
+            )
+        return entries + [None] * (len(self._prompt) - len(entries))
 
     def _top(self, entry: ByteLogprobs, alternatives: int) -> dict[str, float]:
         keys = self._keys

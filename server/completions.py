@@ -18,13 +18,14 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hnet_runtime.config import BOS
+from hnet_runtime.config import BOS, VOCAB_SIZE
 from hnet_runtime.engine import messages
 from server import errors
 from server.choice import Choice, ChoiceOptions
 from server.engine_client import OutputStream
 from server.request_id import acceptable
-from server.schemas import MAX_N, CompletionRequest, Prompt, ignored_header, parse
+from server.responses import CompletionAnswer, described
+from server.schemas import MAX_N, CompletionRequest, GenerationRequest, Prompt, ignored_header, parse, request_body
 from server.service import Service
 from server.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, EventStream, Write, disconnected, end, event
 
@@ -41,12 +42,8 @@ _T = TypeVar("_T")
 
 @router.post(
     "/v1/completions",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": CompletionRequest.model_json_schema()}},
-        }
-    },
+    responses=described(CompletionAnswer, streams=True),
+    openapi_extra=request_body(CompletionRequest),
 )
 async def create_completion(request: Request) -> Response:
     """Completes prompts, whole or as a stream of server-sent events."""
@@ -78,8 +75,14 @@ class CompletionJob:
         self.id = f"cmpl-{acceptable(completion.request_id) or request_id}"
         self._created = int(time.time())
         self._numbers = 0  # log-probabilities in the answer, at most
-        self._prompts = [prompt_bytes(prompt, completion.add_special_tokens) for prompt in completion.prompt]
-        params = self._sampling_params()
+        self._prompts = [self._prompt(prompt) for prompt in completion.prompt]
+        self._candidates = completion.best_of or completion.n  # of each prompt
+        ranks = self._candidates > completion.n
+        params = sampling_params(
+            completion,
+            logprobs=0 if ranks and completion.logprobs is None else completion.logprobs,
+            prompt_logprobs=self._prompt_logprobs(),
+        )
         options = ChoiceOptions(
             echo=completion.echo,
             logprobs=completion.logprobs,
@@ -88,29 +91,49 @@ class CompletionJob:
             return_chunks=completion.return_chunks,
             token_id_keys=completion.return_tokens_as_token_ids,
             stream_interval=completion.stream_interval,
+            prompt_logprobs=_all_bytes(completion.prompt_logprobs),
         )
         serial = next(_serial)  # a client may use its request id twice
         self.requests: list[messages.Request] = []
         self._choices: dict[str, Choice] = {}
         for prompt, (number, max_tokens) in zip(self._prompts, enumerate(self._max_tokens()), strict=True):
-            for choice in range(completion.n):
-                index = number * completion.n + choice
+            for choice in range(self._candidates):
+                index = number * self._candidates + choice
                 request = messages.Request(
                     request_id=f"{self.id}-{serial}-{index}",
                     prompt=prompt,
                     params=msgspec.structs.replace(params, choice=choice, max_tokens=max_tokens),
                     cache_salt=completion.cache_salt or "",
+                    priority=completion.priority,
                 )
                 self.requests.append(request)
                 self._choices[request.request_id] = Choice(index, prompt, options)
-        self._firsts = list(self._choices.values())[:: completion.n]  # of each prompt, its first choice
+        self._firsts = list(self._choices.values())[:: self._candidates]  # of each prompt, its first choice
+
+    def _prompt(self, prompt: Prompt) -> bytes:
+        """What the model reads of a prompt, once it is cut to the length asked for."""
+        completion = self._request
+        most = completion.truncate_prompt_tokens
+        if most == -1:
+            asked = DEFAULT_MAX_TOKENS if completion.max_tokens is None else completion.max_tokens
+            most = max(self._service.info.max_model_len - asked, 1)
+        return truncated(prompt_bytes(prompt, completion.add_special_tokens), most, is_text=isinstance(prompt, str))
+
+    def _prompt_logprobs(self) -> int | None:
+        """Alternatives for each byte of a prompt, as many as any way of showing them needs."""
+        completion = self._request
+        echoed = completion.logprobs if completion.echo else None
+        wanted = [count for count in (echoed, _all_bytes(completion.prompt_logprobs)) if count is not None]
+        return max(wanted, default=None)
 
     def _max_tokens(self) -> list[int]:
         """Bytes each prompt may be completed by; raises ApiError where request and model do not fit."""
         completion, limit = self._request, self._service.info.max_model_len
-        if len(self._prompts) * completion.n > MAX_N:
+        if len(self._prompts) * self._candidates > MAX_N:
+            name = "n" if self._candidates == completion.n else "best_of"
             raise errors.invalid(
-                f"prompt: {len(self._prompts)} prompts × n {completion.n} is more than {MAX_N} choices", "prompt"
+                f"prompt: {len(self._prompts)} prompts × {name} {self._candidates} is more than {MAX_N} choices",
+                "prompt",
             )
         allowed = []
         for prompt in self._prompts:
@@ -130,35 +153,27 @@ class CompletionJob:
                     "context_length_exceeded",
                 )
             allowed.append(min(DEFAULT_MAX_TOKENS, limit - len(prompt)) if asked is None else asked)
-        if completion.logprobs is not None:
-            echoed = sum(map(len, self._prompts)) if completion.echo else 0
-            entries = max(1, completion.logprobs) * completion.n * (sum(allowed) + echoed)
-            self._numbers = entries
-            if entries > MAX_LOGPROBS:
+            if completion.min_tokens > allowed[-1]:
                 raise errors.invalid(
-                    f"logprobs: {completion.logprobs} for every byte asked for is {entries} numbers; "
-                    f"at most {MAX_LOGPROBS} are allowed",
-                    "logprobs",
+                    f"min_tokens: {completion.min_tokens} is more than the {allowed[-1]} bytes that may come",
+                    "min_tokens",
                 )
+        read = sum(map(len, self._prompts))
+        if completion.logprobs is not None:
+            self._count("logprobs", completion.logprobs, sum(allowed) + (read if completion.echo else 0))
+        if completion.prompt_logprobs is not None:
+            self._count("prompt_logprobs", _all_bytes(completion.prompt_logprobs) or 0, read)
         return allowed
 
-    def _sampling_params(self) -> messages.SamplingParams:
-        completion = self._request
-        # top_p 0 keeps the most probable byte alone, which is what top_k 1 says.
-        top_k, top_p = (completion.top_k, completion.top_p) if completion.top_p else (1, 1.0)
-        return messages.SamplingParams(
-            temperature=completion.temperature,
-            top_k=top_k if 0 < top_k < 256 else 0,
-            top_p=top_p,
-            min_p=completion.min_p,
-            seed=secrets.randbits(63) if completion.seed is None else completion.seed,
-            stop=tuple(completion.stop or ()),
-            ignore_eos=completion.ignore_eos,
-            utf8=completion.utf8,
-            logprobs=completion.logprobs,
-            prompt_logprobs=completion.logprobs if completion.echo else None,
-            return_chunks=completion.return_chunks,
-        )
+    def _count(self, name: str, alternatives: int, num_bytes: int) -> None:
+        """Adds to the numbers of the answer; raises ApiError where they are too many."""
+        self._numbers += max(1, alternatives) * self._candidates * num_bytes
+        if self._numbers > MAX_LOGPROBS:
+            raise errors.invalid(
+                f"{name}: {alternatives} for every byte asked for makes {self._numbers} numbers; "
+                f"at most {MAX_LOGPROBS} are allowed",
+                name,
+            )
 
     async def whole(self, stream: OutputStream) -> bytes:
         """The response of a request that does not stream, as JSON."""
@@ -169,8 +184,23 @@ class CompletionJob:
         return self._encode()
 
     def _encode(self) -> bytes:
-        choices = [choice.take() for choice in self._choices.values()]
+        choices = [choice.take() for choice in self._best()]
         return msgspec.json.encode({**self._head(), "choices": choices, "usage": self._usage()})
+
+    def _best(self) -> list[Choice]:
+        """The choices to show: where more were drawn, those of each prompt that the model finds most probable, first
+        the best, and of equals the one drawn first."""
+        choices = list(self._choices.values())
+        if self._candidates == self._request.n:
+            return choices
+        best: list[Choice] = []
+        for first in range(0, len(choices), self._candidates):
+            drawn = choices[first : first + self._candidates]
+            drawn.sort(key=lambda choice: choice.mean_logprob, reverse=True)
+            for choice in drawn[: self._request.n]:
+                choice.index = len(best)
+                best.append(choice)
+        return best
 
     async def write_events(self, stream: OutputStream, write: Write) -> None:
         """Writes the events of a request that streams, but `[DONE]`."""
@@ -216,7 +246,7 @@ class CompletionJob:
         document = {**self._head(), "choices": [shown]}
         options = self._request.stream_options
         if options is not None and options.continuous_usage_stats:
-            document["usage"] = usage([self._firsts[choice.index // self._request.n]], [choice])
+            document["usage"] = usage([self._firsts[choice.index // self._candidates]], [choice])
         elif options is not None and options.include_usage:
             document["usage"] = None
         return event(msgspec.json.encode(document))
@@ -242,6 +272,55 @@ def prompt_bytes(prompt: Prompt, add_special_tokens: bool) -> bytes:
     if not data:
         raise errors.invalid("prompt: an empty text without BOS (add_special_tokens false) is no prompt", "prompt")
     return data
+
+
+def truncated(prompt: bytes, most: int | None, *, is_text: bool) -> bytes:
+    """The last `most` bytes of a prompt, a BOS it begins with among them; None keeps all.
+
+    A text is cut before a whole character, and so may be shorter by up to three bytes.
+    """
+    if most is None or len(prompt) <= most:
+        return prompt
+    head = prompt[:1] if prompt[0] == BOS else b""
+    begin = len(prompt) - most + len(head)
+    while is_text and begin < len(prompt) and prompt[begin] & 0xC0 == 0x80:
+        begin += 1
+    return (head + prompt[begin:]) or prompt[-most:]
+
+
+def _all_bytes(alternatives: int | None) -> int | None:
+    return VOCAB_SIZE if alternatives == -1 else alternatives
+
+
+def sampling_params(
+    request: GenerationRequest, *, logprobs: int | None, prompt_logprobs: int | None = None
+) -> messages.SamplingParams:
+    """How the rows of a request are decoded; `max_tokens` and `choice` are each row's own. A seed is drawn where none
+    is asked for."""
+    # top_p 0 keeps the most probable byte alone, which is what top_k 1 says.
+    top_k, top_p = (request.top_k, request.top_p) if request.top_p else (1, 1.0)
+    return messages.SamplingParams(
+        temperature=request.temperature,
+        top_k=top_k if 0 < top_k < 256 else 0,
+        top_p=top_p,
+        min_p=request.min_p,
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=tuple((request.logit_bias or {}).items()),
+        allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
+        bad_words=tuple(request.bad_words or ()),
+        min_tokens=request.min_tokens,
+        stop=tuple(request.stop or ()),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        ignore_eos=request.ignore_eos,
+        utf8=request.utf8,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        return_chunks=request.return_chunks,
+    )
 
 
 def usage(firsts: Sequence[Choice], choices: Sequence[Choice]) -> dict[str, Any]:

@@ -61,19 +61,26 @@ class EngineProcess:
         return self._process.pid if self._process else None
 
     def start(self, on_message: Callable[[FromEngine], None], on_exit: Callable[[str], None]) -> None:
-        """Starts the child; both callables run on the event loop that is running now."""
+        """Starts a child, for the first time or after `stop`; both callables run on the event loop that is running now.
+
+        Raises OSError where there can be no process or no socket for it.
+        """
+        self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._on_message, self._on_exit = on_message, on_exit
         self._directory = tempfile.mkdtemp(prefix="hnet-")  # mode 0700: nobody else can reach the sockets
         to_engine, from_engine = (f"ipc://{self._directory}/{name}" for name in ("to-engine", "from-engine"))
         self._context = zmq.Context()
-        self._incoming = self._context.socket(zmq.PULL)
-        self._incoming.set_hwm(0)
-        self._incoming.bind(from_engine)
-        self._outgoing = self._context.socket(zmq.PUSH)
-        self._outgoing.set_hwm(0)  # a message is never dropped and sending never blocks
-        self._outgoing.linger = 0
-        self._outgoing.connect(to_engine)
+        try:
+            self._incoming = self._context.socket(zmq.PULL)
+            self._incoming.set_hwm(0)
+            self._incoming.bind(from_engine)
+            self._outgoing = self._context.socket(zmq.PUSH)
+            self._outgoing.set_hwm(0)  # a message is never dropped and sending never blocks
+            self._outgoing.linger = 0
+            self._outgoing.connect(to_engine)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"{self._directory}: {error.strerror}") from error
         self._loop.add_reader(int(self._incoming.fd), self._drain)
         call = ChildCall(
             launch=self._launch,
@@ -93,8 +100,8 @@ class EngineProcess:
     def send(self, message: FromClient) -> None:
         self._outgoing.send(_encoder.encode(message), zmq.NOBLOCK)
 
-    async def stop(self, timeout: float) -> None:
-        """Asks the engine to end, waits up to `timeout` seconds, then kills it; frees all that was taken."""
+    async def stop(self, timeout: float) -> bool:
+        """Asks the engine to end, waits up to `timeout` seconds, then kills it; frees all that was taken. True."""
         self._stopping = True
         if self._process is not None and self._process.poll() is None:
             self.send(Shutdown())
@@ -109,6 +116,8 @@ class EngineProcess:
             self._context = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+        return True
 
     def _child_environment(self) -> dict[str, str]:
         """Ours, and a path on which the child finds this very package whatever directory it starts in."""
@@ -133,9 +142,11 @@ class EngineProcess:
         code = process.wait()
         if not self._stopping:
             with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                self._loop.call_soon_threadsafe(self._ended, code)
+                self._loop.call_soon_threadsafe(self._ended, process, code)
 
-    def _ended(self, code: int) -> None:
+    def _ended(self, process: subprocess.Popen[bytes], code: int) -> None:
+        if process is not self._process or self._stopping:  # another one has taken its place
+            return
         self._drain()  # its last words come before the news of its end
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self._loop.call_soon(self._on_exit, f"the engine's process has ended ({how})")

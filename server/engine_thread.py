@@ -11,9 +11,12 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from hnet_runtime.engine.messages import FromClient, FromEngine, Shutdown
 from server.engine_loop import EngineLaunch, serve_engine
+
+LEAST_SECONDS = 0.5  # for a thread that has failed to come to its end
 
 
 class EngineThread:
@@ -25,8 +28,10 @@ class EngineThread:
         self._thread: threading.Thread | None = None
 
     def start(self, on_message: Callable[[FromEngine], None], on_exit: Callable[[str], None]) -> None:
-        """Starts the thread; both callables run on the event loop that is running now."""
+        """Starts a thread; both callables run on the event loop that is running now."""
         loop = asyncio.get_running_loop()
+        inbox: queue.SimpleQueue[FromClient] = queue.SimpleQueue()  # what was sent to another engine is not this one's
+        self._inbox = inbox
 
         def call(function: Callable[..., None], *arguments: object) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
@@ -34,7 +39,8 @@ class EngineThread:
 
         def run() -> None:
             try:
-                serve_engine(self._launch, self._receive, lambda message: call(on_message, message))
+                receive = partial(_receive, inbox)
+                serve_engine(self._launch, receive, lambda message: call(on_message, message))
             finally:
                 call(on_exit, "the engine's thread has ended")
 
@@ -44,17 +50,23 @@ class EngineThread:
     def send(self, message: FromClient) -> None:
         self._inbox.put(message)
 
-    async def stop(self, timeout: float) -> None:
-        """Asks the engine to end and waits up to `timeout` seconds; a thread that stays is left behind."""
-        if self._thread is not None:
-            self._inbox.put(Shutdown())
-            await asyncio.to_thread(self._thread.join, timeout)
+    async def stop(self, timeout: float) -> bool:
+        """Asks the engine to end and waits up to `timeout` seconds (at least LEAST_SECONDS).
 
-    def _receive(self, timeout: float) -> Sequence[FromClient]:
-        messages: list[FromClient] = []
-        try:
-            messages.append(self._inbox.get(timeout=timeout) if timeout else self._inbox.get_nowait())
-            while True:
-                messages.append(self._inbox.get_nowait())
-        except queue.Empty:
-            return messages
+        A thread cannot be ended from outside: False for one that stays, which is left behind.
+        """
+        if self._thread is None:
+            return True
+        self._inbox.put(Shutdown())
+        await asyncio.to_thread(self._thread.join, max(timeout, LEAST_SECONDS))
+        return not self._thread.is_alive()
+
+
+def _receive(inbox: queue.SimpleQueue[FromClient], timeout: float) -> Sequence[FromClient]:
+    messages: list[FromClient] = []
+    try:
+        messages.append(inbox.get(timeout=timeout) if timeout else inbox.get_nowait())
+        while True:
+            messages.append(inbox.get_nowait())
+    except queue.Empty:
+        return messages

@@ -92,6 +92,12 @@ def loading(retry_after: int) -> ApiError:
     return ApiError(503, message, type="server_error", code="loading", retry_after=retry_after)
 
 
+def request_timeout(seconds: float) -> ApiError:
+    """504: the request did not end within --request-timeout; asking again would cost as much again."""
+    message = f"The request did not end within {seconds:g} s; it was ended."
+    return ApiError(504, message, type="server_error", code="request_timeout", headers={"x-should-retry": "false"})
+
+
 def shutting_down(retry_after: int) -> ApiError:
     message = "The server is shutting down."
     return ApiError(503, message, type="server_error", code="shutting_down", retry_after=retry_after)

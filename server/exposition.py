@@ -53,6 +53,8 @@ class _ServerCollector(Collector):
         stats = client.stats
         yield _gauge("num_requests_running", "Requests that hold a row.", stats.running)
         yield _gauge("num_requests_waiting", "Requests that wait for a row.", stats.waiting)
+        unread = "Bytes of prompts that wait to be read or are being read."
+        yield _gauge("prompt_backlog_bytes", unread, self._service.admission.unread)
         parked = [((str(stage),), count) for stage, count in enumerate(self._parked(), start=1)]
         text = "Requests whose row waits at the start of a chunk of the stage; part of those that run."
         yield _gauge_by("num_requests_parked", text, parked, ("stage",))
@@ -123,6 +125,8 @@ class _ServerCollector(Collector):
         finished = [((reason,), count) for reason, count in metrics.finished_by_reason.items()]
         text = "Requests ended, by reason; one request is one choice of one prompt. All accepted requests end up here."
         yield _counter("request_finished", text, finished, ("reason",))
+        text = "Times an engine that had died or was silent for too long was started again."
+        yield _counter("engine_restarts", text, [((), self._service.client.restarts)])
         rejected = [((reason,), count) for reason, count in self._service.admission.rejections.items()]
         yield _counter("admission_rejections", "HTTP requests turned away at the gate.", rejected, ("reason",))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from hnet_runtime.engine.messages import EngineStats, FinishReason, Request, Tick, Usage
 from server.admission import Backlog
@@ -67,7 +68,8 @@ class Metrics:
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self._live: dict[str, _Live] = {}
-        self.totals = EngineStats()  # the last there was, kept when an engine fails: totals never fall
+        self._last = EngineStats()  # the engine's
+        self._base = EngineStats()  # what all engines before it had done: totals never fall
         self.finished_by_reason: Counter[str] = Counter(dict.fromkeys(FINISH_REASONS, 0))
         self.steps: Counter[tuple[str, int]] = Counter()
         self.step_rows: Counter[tuple[str, int]] = Counter()
@@ -84,13 +86,25 @@ class Metrics:
         self.prompt_bytes = Histogram(BYTES)
         self.generation_bytes = Histogram(BYTES)
 
+    @property
+    def totals(self) -> EngineStats:
+        """What all engines together have done; only the counts that end in `_total` mean anything."""
+        return added(self._base, self._last)
+
     def submitted(self, request: Request, now: float) -> None:
         self._live[request.request_id] = _Live(now, len(request.prompt))
-        self._backlog.add(request.request_id, len(request.prompt) + request.params.max_tokens)
+        # The choices of a prompt read it once.
+        unread = len(request.prompt) if request.params.choice == 0 else 0
+        self._backlog.add(request.request_id, unread, request.params.max_tokens)
 
     def tick(self, tick: Tick, now: float) -> None:
-        stats = self.totals = tick.stats
-        self._backlog.progress(stats.prompt_bytes_total + stats.generation_bytes_total, now)
+        stats = self._last = tick.stats
+        base = self._base
+        self._backlog.progress(
+            base.prompt_bytes_total + stats.prompt_bytes_total,
+            base.generation_bytes_total + stats.generation_bytes_total,
+            now,
+        )
         for step in stats.steps:
             key = (step.kind, step.stage)
             self.steps[key] += 1
@@ -111,6 +125,7 @@ class Metrics:
             gained = len(output.data)
             if live.num_bytes == 0:
                 live.first = now
+                self._backlog.has_read(output.request_id)
                 self.time_to_first_byte.observe(now - live.submitted)
             else:
                 self.inter_byte_latency.observe((now - live.last) / gained, gained)
@@ -140,3 +155,21 @@ class Metrics:
             completion_bytes=live.num_bytes,
             seconds=now - live.submitted,
         )
+
+    def engine_ended(self) -> None:
+        """The next engine counts from 0."""
+        self._base, self._last = self.totals, EngineStats()
+
+
+def added(one: EngineStats, other: EngineStats) -> EngineStats:
+    """The totals of two engines in one."""
+    return EngineStats(
+        prompt_bytes_total=one.prompt_bytes_total + other.prompt_bytes_total,
+        generation_bytes_total=one.generation_bytes_total + other.generation_bytes_total,
+        chunks_total=tuple(a + b for a, b in zip_longest(one.chunks_total, other.chunks_total, fillvalue=0)),
+        preemptions_total=one.preemptions_total + other.preemptions_total,
+        prefix_cache_queries_bytes_total=(
+            one.prefix_cache_queries_bytes_total + other.prefix_cache_queries_bytes_total
+        ),
+        prefix_cache_hits_bytes_total=one.prefix_cache_hits_bytes_total + other.prefix_cache_hits_bytes_total,
+    )

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 import hnet_runtime
 from server.service import Service
 
-MAX_HEARTBEAT_AGE = 10.0  # seconds; an engine without work speaks every second, a tick is bounded
+MAX_HEARTBEAT_AGE = 10.0  # seconds; an engine without work speaks every second, one with work after every tick
 
 router = APIRouter()
 
@@ -38,6 +38,8 @@ def _unready(service: Service) -> str | None:
         return "shutting down"
     if client.state == "loading":
         return "loading"
+    if client.state == "restarting":
+        return f"engine failed: {client.failure}; it is being started again"
     if client.state != "ready":
         return f"engine failed: {client.failure}" if client.failure else "engine stopped"
     if client.heartbeat_age > MAX_HEARTBEAT_AGE:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from server.app import build_app, build_service
+from server.connection import connection_type
 from server.engine_client import Transport
 from server.engine_loop import EngineLaunch
 from server.engine_process import EngineProcess
@@ -50,12 +51,15 @@ class Server:
             log_config=None,
             log_level="warning",
             access_log=False,
-            http="httptools",
+            http=connection_type(settings.header_timeout),
+            ws="none",
             lifespan="on",
             backlog=BACKLOG,
             timeout_graceful_shutdown=CLOSE_SECONDS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             server_header=False,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
         )
         self._server = _Uvicorn(config, self)
         self._drain: asyncio.Task[None] | None = None
@@ -64,7 +68,8 @@ class Server:
     @property
     def url(self) -> str:
         host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self._settings.ssl_certfile is not None else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def failure(self) -> str | None:

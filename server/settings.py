@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from server.files import check_certificate, check_readable, read_keys
+
 DType = Literal["auto", "float32", "bfloat16"]
 Kernels = Literal["auto", "native", "torch"]
 Quantization = Literal["int8"]
@@ -43,12 +45,22 @@ class ServerSettings:
     prefix_cache_interval: int | None = None  # bytes of a prompt
     debug_checks: bool = False
     threads: int | None = None
-    api_key: str | None = None
+    api_key: tuple[str, ...] = ()
+    api_key_file: str | None = None  # a key a line
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None  # where the certificate's file does not hold the key
+    allowed_origins: tuple[str, ...] = ()  # of browsers' pages; none is no CORS
     served_model_name: str | None = None
+    chat_template: str | None = None  # file
     stream_flush_ms: float = 20.0
     drain_timeout: float = 30.0  # seconds
+    header_timeout: float = 30.0  # seconds
+    request_timeout: float | None = None  # seconds
+    engine_timeout: float = 60.0  # seconds of silence
+    max_engine_restarts: int | None = None  # in a row
     max_body_bytes: int = 4 * MIB
     max_waiting_requests: int = 1024
+    max_waiting_bytes: int | None = None  # of prompts
     metrics_public: bool = False
     metrics_compat: Literal["vllm"] | None = None
     in_process: bool = False
@@ -67,16 +79,35 @@ class ServerSettings:
             ("stream_flush_ms", 0),
             ("drain_timeout", 0),
             ("max_body_bytes", 1),
+            ("max_engine_restarts", 0),
             ("max_waiting_requests", 0),
+            ("max_waiting_bytes", 1),
         ):
             value = getattr(self, name)
             if value is not None and not value >= least:  # so that NaN is refused too
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if not 0 < self.prefill_share <= 1:
             raise ValueError(f"prefill_share must be above 0 and at most 1, not {self.prefill_share}")
-        if not 0 < self.max_park_seconds < math.inf:
-            raise ValueError(f"max_park_seconds must be a finite number above 0, not {self.max_park_seconds}")
+        for name in ("max_park_seconds", "header_timeout", "request_timeout", "engine_timeout"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, not {value}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
-        if self.api_key is not None and not self.api_key.strip():
-            raise ValueError("api_key must not be empty")
+        for name in ("api_key", "allowed_origins"):
+            values = getattr(self, name)
+            if isinstance(values, str):  # else every character would be one
+                raise ValueError(f"{name} must be a list, not one text")
+            object.__setattr__(self, name, tuple(values))
+            if not all(value.strip() for value in values):
+                raise ValueError(f"{name} must not be empty")
+        for name in ("chat_template", "ssl_certfile", "ssl_keyfile"):
+            path = getattr(self, name)
+            if path is not None:
+                check_readable(name, path)
+        if self.api_key_file is not None:
+            read_keys(self.api_key_file)
+        if self.ssl_certfile is not None:
+            check_certificate(self.ssl_certfile, self.ssl_keyfile)
+        elif self.ssl_keyfile is not None:
+            raise ValueError("ssl_keyfile needs --ssl-certfile")

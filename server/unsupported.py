@@ -38,20 +38,8 @@ def _never(value: Any) -> bool:
 UNSUPPORTED: dict[str, Unsupported] = {
     # OpenAI's
     "suffix": Unsupported(_empty, "is not supported: an H-Net completes and does not insert"),
-    "presence_penalty": Unsupported(_is(0), "is not supported; only 0 is accepted"),
-    "frequency_penalty": Unsupported(_is(0), "is not supported; only 0 is accepted"),
-    "logit_bias": Unsupported(_empty),
     # vLLM's
-    "repetition_penalty": Unsupported(_is(1), "is not supported; only 1 is accepted"),
     "length_penalty": Unsupported(_is(1), "is not supported; only 1 is accepted"),
-    "min_tokens": Unsupported(_is(0), "is not supported; only 0 is accepted"),
-    "stop_token_ids": Unsupported(_empty),
-    "include_stop_str_in_output": Unsupported(_is(False), "is not supported; only false is accepted"),
-    "bad_words": Unsupported(_empty),
-    "allowed_token_ids": Unsupported(_never),
-    "prompt_logprobs": Unsupported(_never, "is not supported; use echo with logprobs"),
-    "truncate_prompt_tokens": Unsupported(_never),
-    "priority": Unsupported(_is(0), "is not supported; only 0 is accepted"),
     "response_format": Unsupported(_plain_text, 'is not supported; only {"type": "text"} is accepted'),
     "structured_outputs": Unsupported(_never),
     "guided_json": Unsupported(_never),

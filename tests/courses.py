@@ -27,7 +27,7 @@ PROMPTS = [
     b"no BOS, and a \x80\xff few broken bytes \xc3",
 ]
 KINDS: list[dict[str, Any]] = [
-    {"temperature": 0.0, "max_tokens": 28, "ignore_eos": True, "utf8": "raw", "logprobs": 3, "return_chunks": True},
+    {"temperature": 0.0, "max_tokens": 60, "ignore_eos": True, "utf8": "raw", "logprobs": 3, "return_chunks": True},
     {"temperature": 1.0, "max_tokens": 70, "seed": 7, "logprobs": 0, "return_chunks": True, "ignore_eos": True},
     {"temperature": 1.0, "max_tokens": 30, "seed": 7, "choice": 1, "return_chunks": True, "ignore_eos": True},
     {"temperature": 1.5, "max_tokens": 40, "seed": 1, "stop": (b"e", b"ab", b" t"), "ignore_eos": True},
@@ -67,10 +67,30 @@ def settings_for(kv_bytes_per_page: int) -> st.SearchStrategy[dict[str, Any]]:
         "prefix_cache_interval": st.sampled_from([None, 5, 32]),
     }
     if kv_bytes_per_page:
-        drawn["kv_memory"] = st.integers(MAX_MODEL_LEN // PAGE, MAX_MODEL_LEN // PAGE + 4).map(
+        drawn["kv_memory"] = st.integers(MAX_MODEL_LEN // PAGE, MAX_MODEL_LEN // PAGE + 2).map(
             lambda pages: pages * kv_bytes_per_page
         )
     return st.fixed_dictionaries(drawn)
+
+
+TIGHT: list[Any] = [*(("submit", prompt, 1, "") for prompt in (6, 2, 8)), ("tick", 3, 0, "")]
+"""Where every byte is a chunk, three requests that need three pages each: more than `tight_settings` has."""
+
+
+def tight_settings(kv_bytes_per_page: int) -> dict[str, Any]:
+    """Under which TIGHT preempts, whatever the time things take."""
+    pages = MAX_MODEL_LEN // PAGE * kv_bytes_per_page
+    return {"batching": "lockstep", "max_num_seqs": 4, "prefix_cache_memory": 0, "kv_memory": pages or None}
+
+
+SHARING: list[Any] = [
+    *(("submit", prompt, 0, "") for prompt in (3, 4, 8, 9)),
+    ("tick", 60, 0, ""),
+    *(("submit", prompt, 1, "") for prompt in (3, 4)),
+    ("turn", 0, 0, ""),
+]
+ROOMY: dict[str, Any] = {"batching": "aligned", "max_num_seqs": 6, "prefix_cache_memory": 1 << 28}
+"""Beginnings in common, one after the other and at once, and rows that park, whatever the time things take."""
 
 
 class Truth:

@@ -23,8 +23,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     the row and is left out of the output. `logprobs` and `prompt_logprobs` ask for that many
     alternatives beside each byte's own log-probability (0–256; None asks for nothing).
 
-    Logits are changed in this order before a byte is drawn: `logit_bias` is added; `repetition_penalty` divides positive
-    logits of bytes that are in prompt or completion and multiplies negative ones; and a byte's logit loses
+    Logits are changed in this order before a byte is drawn: `logit_bias` is added; `repetition_penalty` divides
+    positive logits of bytes that are in prompt or completion and multiplies negative ones; and a byte's logit loses
     `frequency_penalty` for each time that it is in the completion and `presence_penalty` if it is there at all.
 
     `allowed_token_ids` are the only bytes that may come (EOS among them, or not), and none that would complete one of

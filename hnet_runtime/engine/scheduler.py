@@ -38,9 +38,9 @@ class PrefillRules:
 
 
 class Scheduler:
-    """First come, first served, among requests of one priority; those of a lower number go before. A request is admitted
-    when a row is free and pages are for its prompt, as prompts chunked so far; where pages run out later, the last in
-    that order gives up its row and comes back before whoever has not begun.
+    """First come, first served among requests of one priority; those of a lower number go before. A request is
+    admitted when a row is free and pages are for its prompt, as prompts chunked so far; where pages run out later, the
+    last in that order gives up its row and comes back before whoever has not begun.
 
     A request whose prompt begins as one that is being read right now waits for a snapshot of what they share.
     """
@@ -120,7 +120,7 @@ class Scheduler:
     # ── who has a row ─────────────────────────────────────────────────────────────────────────────
 
     def admit(self, now: float) -> list[tuple[LiveRequest, Any]]:
-        """Gives rows to who was preempted, then to who waits, in order of arrival.
+        """Gives rows to who was preempted, then to who waits, each in order.
 
         Returns those whose whole prompt was known, with the logits [V] after it.
         """
@@ -344,7 +344,7 @@ class Scheduler:
 
     def _spans(self, prompts: list[LiveRequest], budget: int, now: float) -> Iterator[Span]:
         """Shares the tick's bytes: everyone the same, and what short prompts leave goes to the others."""
-        # Where there are more prompts than bytes, the oldest ones go: nobody who came first waits for ever.
+        # Where there are more prompts than bytes, the first in order go: they do not wait for ever.
         prompts = sorted(prompts, key=_order)[:budget]
         interval = self._rules.interval if self._memory.caches else None
         wanted = {request: request.next_snapshot(interval) - request.fed for request in prompts}
@@ -357,7 +357,7 @@ class Scheduler:
                 budget -= share
                 spans.append((request, share))
         for request, share in spans:
-            if request.row is not None:  # it may have had to make room for an older one
+            if request.row is not None:  # it may have had to make room for one before it
                 end = request.fed + share
                 yield Span(
                     request.row,

@@ -6,7 +6,7 @@ Both follow from its parameters and its bytes alone. No tensors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,8 @@ class ByteFilter:
         self._may_come_early[list(self._stops if params.ignore_eos else self._stops | {EOS})] = False
         self._lasts = params.allowed_token_ids is not None or bool(params.bad_words)
         self._cuts = [cut for word in params.bad_words for cut in _cuts(word)]
-        # Bytes that begin or go on in a character which may have no end, by state, whatever has come.
-        self._doubtful = {state: self._hopeless_after(state) for state in utf8.STATES} if self._is_strict else {}
+        self._dead_ends_early = _dead_ends(self._may_come_early, frozenset())
+        self._dead_ends = _dead_ends(self._may_come, self._stops)
 
     @classmethod
     def asked_for(cls, params: SamplingParams) -> ByteFilter | None:
@@ -106,7 +106,14 @@ class ByteFilter:
         allowed: NDArray[np.bool_] = well_formed & self._at(length)
         allowed[list(banned.get(b"", ()))] = False
         if self._is_strict:
-            for byte in {between[0] for between in banned if between} | self._doubtful[state]:
+            doubtful = {between[0] for between in banned if between}
+            if length >= self._min_tokens:
+                allowed[self._dead_ends[state]] = False
+            elif length + utf8.LONGEST <= self._min_tokens:
+                allowed[self._dead_ends_early[state]] = False
+            else:  # a stop byte may come in time
+                doubtful.update(self._dead_ends_early[state])
+            for byte in doubtful:
                 following = utf8.advance(state, byte)
                 if allowed[byte] and following is not None and byte not in self._stops:
                     allowed[byte] = self._can_end(following, bytes((byte,)), length + 1, banned)
@@ -127,11 +134,6 @@ class ByteFilter:
             for byte, following in utf8.followers(state)
         )
 
-    def _hopeless_after(self, state: int) -> set[int]:
-        """Bytes behind which a character could not end if no stop byte and no longer bad word were there to decide."""
-        plain = self._may_come & self._may_come_early
-        return {byte for byte, following in utf8.followers(state) if not _reaches_end(following, plain)}
-
 
 def _cuts(word: bytes) -> Iterator[tuple[bytes, bytes, int]]:
     """A word as what has come, what comes of the same character before its last byte, and that last byte, cut in every
@@ -141,14 +143,26 @@ def _cuts(word: bytes) -> Iterator[tuple[bytes, bytes, int]]:
         if word[end] < 0x80:
             return
         yield word[:end], word[end:-1], word[-1]
+        if word[end] >= 0xC0:  # a character begins there
+            return
 
 
-def _reaches_end(state: int, may_come: NDArray[np.bool_]) -> bool:
-    return state == utf8.START or any(
-        may_come[byte] and _reaches_end(following, may_come) for byte, following in utf8.followers(state)
-    )
+def _dead_ends(may_come: NDArray[np.bool_], stops: frozenset[int]) -> dict[int, list[int]]:
+    """By state of utf8, the bytes behind which a character could not end, were those that may come always the same."""
+    coming = set(np.flatnonzero(may_come).tolist())
+
+    @cache
+    def can_end(state: int) -> bool:
+        return state == utf8.START or any(
+            byte in coming and (byte in stops or can_end(following)) for byte, following in utf8.followers(state)
+        )
+
+    return {
+        state: [byte for byte, following in utf8.followers(state) if byte not in stops and not can_end(following)]
+        for state in utf8.STATES
+    }
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _filter(params: SamplingParams) -> ByteFilter:
     return ByteFilter(params)

@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("server.cli.serve", "serve", "Serve a model over HTTP to any OpenAI client."),
     "generate": ("server.cli.generate", "generate", "Stream a completion to the terminal."),
     "segment": ("server.cli.segment", "segment", "Show where a model cuts a text into chunks."),
+    "score": ("server.cli.score", "score_file", "Say how well a model predicts a text, in bits per byte."),
     "convert": ("server.cli.convert", "convert", "Write a checkpoint as safetensors and config.json."),
     "doctor": ("server.cli.doctor", "doctor", "Report what this machine can run, and whether it runs right."),
     "bench": ("server.cli.bench", "bench", "Measure, from a checkout: roofline, decode, prefill, peers."),

@@ -47,6 +47,16 @@ def engine_options(command: _F) -> _F:
     return checkpoint_options(command)
 
 
+class Item(click.ParamType[str]):
+    """One of several texts: the option is given for each, or they stand between commas in the environment."""
+
+    name = "text"
+    envvar_list_splitter = ","
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value).strip()
+
+
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 

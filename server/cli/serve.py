@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from server.cli.options import Bytes, engine_options, option
+from server.cli.options import Bytes, Item, engine_options, option
 from server.engine_loop import EngineLaunch
 from server.service import Service
 from server.serving import Server
@@ -64,12 +64,46 @@ ENGINE_OPTIONS = (
     help="Prompt bytes between two states kept for the prefix cache. [default: 64, or more for large models]",
 )
 @option("--debug-checks", is_flag=True, help="Check after every step that no row and no page is lost.")
-@option("--api-key", help="Key that clients must send as a Bearer token.")
+@option(
+    "--api-key",
+    type=Item(),
+    multiple=True,
+    help="Key that clients must send as a Bearer token; may be given again, or with commas in the environment.",
+)
+@option("--api-key-file", help="File with a key a line, read again when it changes.")
+@option("--ssl-certfile", help="Certificate in PEM form: serve HTTPS.")
+@option("--ssl-keyfile", help="The certificate's key, where it is in a file of its own.")
+@option(
+    "--allowed-origins",
+    type=Item(),
+    multiple=True,
+    help="Origin whose pages may call from a browser, or *; may be given again. [default: none]",
+)
+@option("--chat-template", help="Jinja template for chat. [default: the model's, else a plain transcript]")
 @option("--served-model-name", help="Name clients call the model by.")
 @option("--stream-flush-ms", type=click.FloatRange(0), default=20.0, help="Longest a stream gathers under load.")
 @option("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds that open requests get at the end.")
+@option(
+    "--header-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    help="Seconds a request may be in coming.",
+)
+@option("--request-timeout", type=click.FloatRange(0, min_open=True), help="Seconds a request may take. [default: any]")
+@option(
+    "--engine-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    help="Seconds of silence after which an engine is ended and started again.",
+)
+@option(
+    "--max-engine-restarts",
+    type=click.IntRange(0),
+    help="Restarts in a row before the engine is given up. [default: any number]",
+)
 @option("--max-body-bytes", type=Bytes(), default=4 * MIB, help="Largest request body.")
 @option("--max-waiting-requests", type=click.IntRange(0), default=1024, help="Longest queue before 429.")
+@option("--max-waiting-bytes", type=Bytes(), help="Prompt bytes that may wait to be read before 429. [default: any]")
 @option("--metrics-public", is_flag=True, help="Serve /metrics without the API key.")
 @option("--metrics-compat", type=click.Choice(["vllm"]), help="Also serve gauges under another server's names.")
 @option("--in-process", is_flag=True, help="Run the engine in a thread, not in a process of its own.")
@@ -79,9 +113,15 @@ def serve(**options: Any) -> int:
     try:
         settings = ServerSettings(**options)
     except ValueError as error:
-        raise click.UsageError(f"--{str(error).replace('_', '-')}") from error
+        raise _usage_error(error) from error
     _log_to_stderr(settings.log_level)
     return run_server(settings, EngineLaunch(factory=ENGINE_FACTORY, arguments=engine_arguments(settings)))
+
+
+def _usage_error(error: ValueError) -> click.UsageError:
+    """Of a message that begins with the setting's name: with the option's."""
+    name, _, message = str(error).partition(" ")
+    return click.UsageError(f"--{name.replace('_', '-')} {message}")
 
 
 def run_server(settings: ServerSettings, launch: EngineLaunch) -> int:
@@ -105,7 +145,8 @@ def engine_arguments(settings: ServerSettings) -> dict[str, Any]:
 def _welcome(url: str, service: Service) -> str:
     info = service.info
     body = '{"prompt": "Once upon a time", "max_tokens": 64}'
-    key = ' -H "Authorization: Bearer $HNET_API_KEY"' if service.settings.api_key else ""
+    has_keys = bool(service.settings.api_key) or service.settings.api_key_file is not None
+    key = ' -H "Authorization: Bearer $HNET_API_KEY"' if has_keys else ""
     return (
         f"hnet serve: {service.model_name} ({info.dtype} on {info.device}, {info.kernels}) is ready at {url}\n"
         f"  try: curl {url}/v1/completions{key} -d {shlex.quote(body)}"

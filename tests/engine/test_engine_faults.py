@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from hnet_runtime.engine.config import EngineConfig, EngineError
+from hnet_runtime.engine.engine import Engine
 from hnet_runtime.engine.messages import SamplingParams
 from hnet_runtime.engine.request import RequestError
 from hnet_runtime.engine.runner import Runner
+from hnet_runtime.model.hierarchy import HNet
+from tests import courses
 
 PARAMS: dict[str, Any] = {
     "temperature": 0.0,
@@ -157,6 +160,23 @@ def test_a_prompt_whose_numbers_are_not_finite_is_an_error_even_if_only_scored(d
         ({"logprobs": 257}, "logprobs"),
         ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"prompt_logprobs": 257}, "prompt_logprobs"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"presence_penalty": NAN}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty"),
+        ({"repetition_penalty": INF}, "repetition_penalty"),
+        ({"logit_bias": ((256, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((3, 100.1),)}, "logit_bias"),
+        ({"logit_bias": ((3, NAN),)}, "logit_bias"),
+        ({"allowed_token_ids": ()}, "allowed_token_ids"),
+        ({"allowed_token_ids": (256,)}, "allowed_token_ids"),
+        ({"bad_words": (b"a", b"")}, "bad_words"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"max_tokens": 0, "min_tokens": 1}, "min_tokens"),
+        ({"stop_token_ids": (-1,)}, "stop_token_ids"),
         ({"stop": (b"a", b"")}, "stop"),
         ({"utf8": "loose"}, "utf8"),
     ],
@@ -221,23 +241,30 @@ def test_an_id_in_use_is_refused_and_the_first_goes_on(driver_of):
 
 
 @pytest.mark.parametrize("batching", ["lockstep", "aligned", "adaptive"])
-def test_requests_that_run_out_of_kv_pages_get_what_they_get_alone(driver_of, batching):
-    """Bytes that are chunks in every stage need a page for each 64, which three pages are for one row and a half."""
-    one_page = 64 * 2 * 2 * 128 * 4  # b_2stage's main network: keys and values of two layers of width 128, fp32
-    params = {"max_tokens": 100, "ignore_eos": True, "temperature": 0.0, "return_chunks": True}
-    texts = [b"\xfe" + b"T" * 60, TEXTS[3], TEXTS[0]]
-    expected = [driver_of("b_2stage").alone(text, **params).substance for text in texts]
-    driver = driver_of("b_2stage", max_model_len=192, kv_memory=3 * one_page, batching=batching)
-    for index in range(9):
-        driver.submit(str(index), texts[index % 3], **params)
-    driver.run()
-    assert driver.ticks[-1].stats.preemptions_total > 0
-    assert sum(gathered.last.usage.preemptions for gathered in driver.gathered.values()) > 0
-    assert max(tick.stats.running for tick in driver.ticks) > 1
-    assert max(tick.stats.kv_in_use for tick in driver.ticks) == 1.0
-    assert driver.ticks[-1].stats.kv_in_use == 0.0
-    for index in range(9):
-        assert driver.gathered[str(index)].substance == expected[index % 3]
+def test_requests_that_run_out_of_kv_pages_get_what_they_get_alone(golden_case, driver_class, keep_threads, batching):
+    """Every byte is a chunk of every stage, and three pages are for one row and a half."""
+    case = golden_case("b_2stage")
+    model = HNet(case.config, case.weights, courses.CHUNKY)
+    one_page = 64 * 2 * 2 * 128 * 4  # of the main network: keys and values of two layers of width 128, fp32
+
+    def driver(**settings: Any) -> Any:
+        config = EngineConfig(max_model_len=192, max_num_seqs=4, threads=1, **settings)
+        return driver_class(Engine(model, config=config))
+
+    params = {"max_tokens": 30, "ignore_eos": True, "temperature": 0.0, "return_chunks": True}
+    texts = [b"\xfe" + b"T" * 50, b"\xfe" + b"abc" * 15]
+    expected = [driver(batching="lockstep").alone(text, **params).substance for text in texts]
+    tight = driver(kv_memory=3 * one_page, batching=batching)
+    for index in range(4):
+        tight.submit(str(index), texts[index % 2], **params)
+    tight.run()
+    stats = tight.ticks[-1].stats
+    assert sum(gathered.last.usage.preemptions for gathered in tight.gathered.values()) == stats.preemptions_total > 0
+    assert max(tick.stats.running for tick in tight.ticks) > 1
+    assert max(tick.stats.kv_in_use for tick in tight.ticks) == 1.0
+    assert stats.kv_in_use == 0.0
+    for index in range(4):
+        assert tight.gathered[str(index)].substance == expected[index % 2]
 
 
 # ── parameters that are odd but allowed ───────────────────────────────────────────────────────
@@ -303,5 +330,14 @@ def test_too_little_kv_memory_for_one_request_is_refused(driver_of, kv_memory):
 
 
 def test_params_survive_the_journey_between_processes():
-    params = SamplingParams(stop=(b"\xff\x00", b"a"), seed=-5, utf8="raw", logprobs=0)
+    params = SamplingParams(
+        stop=(b"\xff\x00", b"a"),
+        seed=-5,
+        utf8="raw",
+        logprobs=0,
+        logit_bias=((3, -1.5),),
+        allowed_token_ids=(1, 255),
+        bad_words=(b"\xff",),
+        stop_token_ids=(10,),
+    )
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +101,87 @@ def test_a_prompt_does_not_count_towards_a_stop_string():
     request = live(b"\xfeab", max_tokens=3, stop=(b"abc",))
     push(request, b"cab")
     assert request.take_output(3.0).data == b"cab"
+
+
+# ── stop bytes, and how soon it may end ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("included", "data"), [(False, b"ab"), (True, b"ab\n")])
+def test_a_stop_byte_ends_it_and_is_in_the_output_only_where_wanted(included, data):
+    request = live(max_tokens=9, stop_token_ids=(10, 13), include_stop_str_in_output=included, logprobs=0)
+    push(request, b"ab\n")
+    output = request.take_output(3.0)
+    assert (output.data, output.finish_reason, output.stop_reason) == (data, "stop", 10)
+    assert [logprob.byte for logprob in output.logprobs] == list(data)
+    assert output.usage.completion_bytes == len(data)
+    assert request.sequence(99) == PROMPT + data
+
+
+def test_a_stop_string_that_is_wanted_stays_and_nothing_is_held_back_for_it():
+    request = live(max_tokens=9, stop=(b"cde", b"xyz"), include_stop_str_in_output=True, logprobs=0)
+    push(request, b"abcd")
+    assert request.take_output(3.0).data == b"abcd"
+    push(request, b"e")
+    output = request.take_output(3.0)
+    assert (output.data, output.finish_reason, output.stop_reason) == (b"e", "stop", b"cde")
+    assert output.usage.completion_bytes == 5
+    assert request.sequence(8) == PROMPT + b"abcde"
+
+
+def test_a_stop_byte_inside_a_character_leaves_what_had_come_of_it():
+    request = live(max_tokens=9, stop_token_ids=(0xA9,))
+    push(request, "aé".encode())
+    assert request.take_output(3.0).data == b"a\xc3"
+    whole = live(max_tokens=9, stop_token_ids=(0xA9,), include_stop_str_in_output=True)
+    push(whole, "aé".encode())
+    assert whole.take_output(3.0).data == "aé".encode()
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_eos_as_a_stop_byte_ends_it_though_it_is_ignored_and_is_never_in_the_output(included):
+    options = {"max_tokens": 9, "ignore_eos": True, "stop_token_ids": (EOS,), "include_stop_str_in_output": included}
+    request = live(**options)
+    assert utf8.mask_table()[request.mask_row][EOS]
+    push(request, b"ab\xff")
+    output = request.take_output(3.0)
+    assert (output.data, output.finish_reason, output.stop_reason) == (b"ab", "stop", EOS)
+
+
+def test_a_stop_string_that_ends_within_min_tokens_is_not_looked_for():
+    request = live(max_tokens=20, min_tokens=3, stop=(b"aa",), logprobs=0)
+    push(request, b"aaa")
+    assert request.finish_reason is None
+    assert request.take_output(3.0).data == b"aa"  # the last one may begin one that counts
+    push(request, b"a")
+    output = request.take_output(3.0)
+    assert (output.data, output.finish_reason, output.stop_reason) == (b"", "stop", b"aa")
+    assert output.usage.completion_bytes == 2
+
+
+def test_the_bytes_of_a_stop_string_that_does_not_count_are_handed_out():
+    request = live(max_tokens=20, min_tokens=3, stop=(b"abc",))
+    push(request, b"abc")
+    assert request.take_output(3.0).data == b"abc"
+
+
+def test_the_bytes_allowed_are_told_only_while_more_than_well_formedness_decides():
+    request = live(max_tokens=9, min_tokens=2)
+    assert live(max_tokens=9, stop_token_ids=(10,)).allowed is None
+    seen = []
+    for byte in b"abc":
+        seen.append(None if request.allowed is None else bool(request.allowed[EOS]))
+        push(request, bytes([byte]))
+    assert seen == [False, False, None]
+    worded = live(max_tokens=9, bad_words=(b"bad",), utf8="raw")
+    push(worded, b"xba")
+    assert np.flatnonzero(~worded.allowed).tolist() == [ord("d")]
+
+
+def test_penalties_count_what_the_output_has():
+    request = live(max_tokens=9, frequency_penalty=1.0, stop_token_ids=(10,))
+    push(request, b"aab\n")
+    changed = request.penalties.apply(np.zeros(256, dtype=np.float32))
+    assert {byte: changed[byte] for byte in np.flatnonzero(changed)} == {ord("a"): -2.0, ord("b"): -1.0}
 
 
 # ── what is held back ─────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +47,24 @@ def test_both_draw_the_same_bytes(samplers, seed):
     logits = torch.randn(64, 256, generator=torch.Generator().manual_seed(seed)) * (1 + seed)
     some = rows(seed, 64)
     assert native_sampler.draw(logits, some) == torch_sampler.draw(logits, some)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_draw_the_same_bytes_of_those_allowed(samplers, seed):
+    torch_sampler, native_sampler = samplers
+    generator = np.random.default_rng(seed)
+    logits = torch.randn(64, 256, generator=torch.Generator().manual_seed(seed)) * (1 + seed)
+    some = []
+    for index, row in enumerate(rows(seed, 64)):
+        allowed = generator.random(256) < generator.choice([0.01, 0.3, 0.99])
+        allowed[generator.integers(256)] = True
+        some.append(replace(row, allowed=allowed) if index % 3 else row)
+    drawn = native_sampler.draw(logits, some)
+    assert drawn == torch_sampler.draw(logits, some)
+    for row, byte in zip(some, drawn, strict=True):
+        assert row.allowed is None or row.allowed[byte]
+    alone = [native_sampler.draw(logits[i : i + 1], [row])[0] for i, row in enumerate(some)]
+    assert drawn == alone
 
 
 def test_ties_go_to_the_lowest_byte(samplers):

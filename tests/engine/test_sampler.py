@@ -254,6 +254,7 @@ def test_logprobs_are_those_of_log_softmax():
             exact[t].sort(descending=True).values.tolist(), abs=1e-12
         )
         assert dict(entry.top)[entry.byte] == entry.logprob
+        assert entry.top[entry.rank - 1][0] == entry.byte
         assert sum(np.exp(value) for _, value in entry.top) == pytest.approx(1.0)
 
 
@@ -272,6 +273,7 @@ def test_ties_are_listed_from_the_lowest_byte():
     logits[0, [9, 200, 41]] = 2.0
     (entry,) = byte_logprobs(logits, b"\x05", [6])
     assert [byte for byte, _ in entry.top] == [9, 41, 200, 0, 1, 2]
+    assert entry.rank == 9
 
 
 def test_logprobs_of_extreme_logits_are_finite_and_of_no_bytes_are_none():

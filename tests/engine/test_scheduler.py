@@ -18,10 +18,10 @@ from tests.engine.fake_model import DEPTH, NUM_STAGES, FakeEngine, Scripted, nex
 NOBODY_DECODES = 8  # times the budget, as EngineConfig.prefill_bytes_per_tick says
 
 
-def request(request_id: str, length: int = 10, max_tokens: int = 5) -> LiveRequest:
+def request(request_id: str, length: int = 10, max_tokens: int = 5, priority: int = 0) -> LiveRequest:
     params = SamplingParams(max_tokens=max_tokens)
     letter = chr(ord("a") + sum(request_id.encode()) % 26).encode()
-    return LiveRequest(Request(request_id=request_id, prompt=letter * length, params=params), 2, 0.0)
+    return LiveRequest(Request(request_id=request_id, prompt=letter * length, params=params, priority=priority), 2, 0.0)
 
 
 def scheduler_of(rows: int = 4, pages: tuple[int, ...] = (), budget: int = 16, most: int = 100 * PAGE) -> Scheduler:
@@ -48,6 +48,37 @@ def run_spans(scheduler: Scheduler) -> None:
 
 
 # ── admission ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_waits_goes_by_priority_and_then_by_arrival():
+    scheduler = scheduler_of(rows=1)
+    (first,) = admit(scheduler, request("first"))
+    order = [("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", -1), ("f", 5), ("g", 0)]
+    for name, priority in order:
+        scheduler.enqueue(request(name, priority=priority))
+    came = []
+    while scheduler.num_live:
+        (running,) = scheduler.live()
+        came.append(running.request_id)
+        scheduler.release(running)
+        assert scheduler.admit(1.0) == []
+    assert first == 1
+    assert came == ["first", "c", "e", "a", "d", "g", "b", "f"]
+
+
+def test_whoever_is_least_urgent_gives_up_its_row_and_the_urgent_one_keeps_its_own():
+    engine = FakeEngine(
+        make_policy("lockstep", NUM_STAGES), 4, (3,) * (NUM_STAGES - 1), 100 * PAGE, rules=PrefillRules(64)
+    )
+    scheduler = engine.scheduler
+    late, urgent = request("late", 60, 90, priority=3), request("urgent", 60, 90, priority=-3)
+    scheduler.enqueue(late)
+    scheduler.enqueue(urgent)
+    scheduler.admit(1.0)
+    assert {each.request_id for each in scheduler.live()} == {"late", "urgent"}
+    scheduler._preempt(2.0)
+    assert [each.request_id for each in scheduler.live()] == ["urgent"]
+    assert late.swapped is not None
 
 
 def test_rows_go_to_requests_in_order_of_arrival():

@@ -47,6 +47,20 @@ def test_what_was_not_pending_is_never_taken_back(stops, data):
         released = end - matcher.pending
 
 
+@SETTINGS
+@given(STOPS, DATA, st.integers(0, 12))
+def test_what_is_passed_over_is_forgotten_and_nothing_else(stops, data, early):
+    """Of the bytes that come first, none ends a stop string that counts; one that ends later may have begun there."""
+    matcher = StopMatcher(stops)
+    for end in range(1, len(data) + 1):
+        found = matcher.push(data[end - 1])
+        assert found == max((stop for stop in stops if data[:end].endswith(stop)), key=len, default=None)
+        if end <= early:
+            matcher.pass_over()
+            beginnings = {stop[:length] for stop in stops for length in range(len(stop))}
+            assert matcher.pending == max((len(b) for b in beginnings if data[:end].endswith(b)), default=0)
+
+
 def test_all_256_bytes_may_stand_in_a_stop_string():
     everything = bytes(range(256))
     matcher = StopMatcher([everything])

@@ -253,7 +253,7 @@ class FakeEngine:
 
     def score(self, byte: int, alternatives: int) -> ByteLogprobs:
         top = tuple((other, logprob(other)) for other in range(alternatives))
-        return ByteLogprobs(byte, logprob(byte), top)
+        return ByteLogprobs(byte, logprob(byte), top, byte + 1)
 
     def end(self, row: Row, reason: Any, **extra: Any) -> Output:
         self.note(reason, row.request.request_id)

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from answers import expected
-from fake_engine import logprob, verdicts
+from conftest import Running
+from fake_engine import FakeEngine, logprob, verdicts
 
-from server.completions import DEFAULT_MAX_TOKENS
+from hnet_runtime.engine import messages
+from server.choice import Choice, ChoiceOptions
+from server.completions import DEFAULT_MAX_TOKENS, sampling_params, truncated
+from server.schemas import CompletionRequest, parse
 
 
 def complete(http: httpx.Client, prompt: Any, **options: Any) -> dict[str, Any]:
@@ -176,6 +183,176 @@ def test_the_request_id_of_the_body_names_the_completion(http: httpx.Client) -> 
 def test_one_request_id_may_be_used_twice_at_once(http: httpx.Client) -> None:
     answer = complete(http, ["a", "b"], n=4, request_id="twice")
     assert len(answer["choices"]) == 8
+
+
+# ── parameters that reach the engine ────────────────────────────────────────────────────────────
+
+
+def params_of(**body: Any) -> messages.SamplingParams:
+    request, unknown = parse(msgspec.json.encode({"prompt": "x", "seed": 1, **body}), CompletionRequest)
+    assert unknown == []
+    return sampling_params(request, logprobs=None)
+
+
+def test_a_request_that_asks_for_nothing_is_the_engines_defaults() -> None:
+    assert params_of() == messages.SamplingParams(seed=1)
+    neutral = {"logit_bias": {}, "bad_words": [], "stop_token_ids": [], "stop": [], "repetition_penalty": 1}
+    assert params_of(**neutral) == messages.SamplingParams(seed=1)
+
+
+def test_every_sampling_parameter_reaches_the_engine_as_it_was_meant() -> None:
+    body = {
+        "presence_penalty": 1,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"0": -100, "255": 1.5},
+        "allowed_token_ids": [66, 65, 66],
+        "bad_words": ["é", "bad"],
+        "min_tokens": 7,
+        "stop": "end",
+        "stop_token_ids": [13, 10],
+        "include_stop_str_in_output": True,
+        "temperature": 0.5,
+        "ignore_eos": True,
+        "utf8": "raw",
+    }
+    assert params_of(**body) == messages.SamplingParams(
+        presence_penalty=1.0,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.25,
+        logit_bias=((0, -100.0), (255, 1.5)),
+        allowed_token_ids=(65, 66),
+        bad_words=("é".encode(), b"bad"),
+        min_tokens=7,
+        stop=(b"end",),
+        stop_token_ids=(10, 13),
+        include_stop_str_in_output=True,
+        temperature=0.5,
+        ignore_eos=True,
+        utf8="raw",
+        seed=1,
+    )
+
+
+def test_the_priority_is_the_requests(serve_in_thread: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    submit = FakeEngine.submit
+
+    def noted(self: FakeEngine, request: messages.Request) -> None:
+        seen.append(request.priority)
+        submit(self, request)
+
+    monkeypatch.setattr(FakeEngine, "submit", noted)
+    with serve_in_thread().client() as http:
+        complete(http, ["a", "b"], priority=-7)
+        complete(http, "a")
+    assert seen == [-7, -7, 0]
+
+
+# ── the best of several ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_best_of_several_are_those_of_the_highest_mean_log_probability(http: httpx.Client) -> None:
+    """The fake says that a low byte is likely, and begins choice i with the prompt's byte i."""
+    prompt, options = [97, 122, 98, 48, 121], {"max_tokens": 2, "temperature": 1, "seed": 5}
+    drawn = [bytes(expected(bytes(prompt), 2, choice, 5)) for choice in range(5)]
+    ranked = sorted(drawn, key=lambda data: -sum(map(logprob, data)))
+    answer = complete(http, prompt, n=2, best_of=5, return_token_ids=True, **options)
+    assert [bytes(choice["token_ids"]) for choice in answer["choices"]] == ranked[:2]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens"] == 5 * 2
+    assert answer["usage"]["prompt_tokens"] == 5
+
+
+def test_the_best_of_several_prompts_are_each_prompts_own(http: httpx.Client) -> None:
+    answer = complete(http, ["ab", "yz"], n=1, best_of=4, max_tokens=3, temperature=1, seed=2, logprobs=1)
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert set(texts[0]) <= set("ab")
+    assert set(texts[1]) <= set("yz")
+    assert all(len(choice["logprobs"]["tokens"]) == 3 for choice in answer["choices"])
+
+
+def test_a_candidate_that_failed_or_said_nothing_comes_last() -> None:
+    choices = [Choice(index, b"\xfe", ChoiceOptions()) for index in range(4)]
+    low = messages.ByteLogprobs(65, -9.0)
+    choices[0].add(messages.Output(request_id="0", finish_reason="error", error="no", data=b"A", logprobs=(low,)))
+    choices[1].add(messages.Output(request_id="1", finish_reason="stop", stop_reason=255))
+    choices[2].add(messages.Output(request_id="2", data=b"A", logprobs=(low,)))
+    choices[2].add(messages.Output(request_id="2", data=b"A", logprobs=(messages.ByteLogprobs(65, -1.0),)))
+    choices[3].add(messages.Output(request_id="3", data=b"A", logprobs=(low,)))
+    assert [choice.mean_logprob for choice in choices] == [-math.inf, -math.inf, -5.0, -9.0]
+
+
+# ── prompts cut and scored ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "read"),
+    [
+        ("abcdef", 3, b"\xfeef"),
+        ("abcdef", 1, b"\xfe"),
+        ("abcdef", 7, b"\xfeabcdef"),
+        ("abcdef", 100, b"\xfeabcdef"),
+        ("aéé", 4, b"\xfe" + "é".encode()),  # no part of a character
+        ("aéé", 5, b"\xfe" + "éé".encode()),
+        ([97, 98, 99], 2, b"bc"),
+        ([254, 97, 98, 99], 2, b"\xfec"),
+        ([0xC3, 0xA9, 97], 2, b"\xa9a"),  # bytes are bytes
+    ],
+)
+def test_a_prompt_is_cut_to_its_last_bytes_and_keeps_its_bos(
+    http: httpx.Client, prompt: Any, most: int, read: bytes
+) -> None:
+    answer = complete(http, prompt, truncate_prompt_tokens=most, return_token_ids=True)
+    assert answer["choices"][0]["prompt_token_ids"] == list(read)
+    assert answer["usage"]["prompt_tokens"] == len(read)
+
+
+def test_a_text_without_bos_is_cut_to_whole_characters_but_never_to_nothing() -> None:
+    assert truncated("aé".encode(), 2, is_text=True) == "é".encode()
+    assert truncated("éa".encode(), 2, is_text=True) == b"a"
+    assert truncated("aé".encode(), 1, is_text=True) == b"\xa9"
+
+
+def test_a_prompt_cut_to_fit_leaves_room_to_complete(http: httpx.Client) -> None:
+    answer = complete(http, "x" * 600, truncate_prompt_tokens=-1, max_tokens=100)
+    assert answer["usage"]["prompt_tokens"] == 412
+    assert answer["usage"]["completion_tokens"] == 100
+    assert complete(http, "x" * 600, truncate_prompt_tokens=-1)["usage"]["prompt_tokens"] == 512 - DEFAULT_MAX_TOKENS
+
+
+def test_prompt_logprobs_have_vllms_shape(http: httpx.Client) -> None:
+    (choice,) = complete(http, "A\n", prompt_logprobs=2, max_tokens=1)["choices"]
+    assert choice["prompt_logprobs"] == [
+        None,
+        {
+            "0": {"logprob": logprob(0), "rank": 1, "decoded_token": "\\x00"},
+            "1": {"logprob": logprob(1), "rank": 2, "decoded_token": "\\x01"},
+            "65": {"logprob": logprob(65), "rank": 66, "decoded_token": "A"},
+        },
+        {
+            "0": {"logprob": logprob(0), "rank": 1, "decoded_token": "\\x00"},
+            "1": {"logprob": logprob(1), "rank": 2, "decoded_token": "\\x01"},
+            "10": {"logprob": logprob(10), "rank": 11, "decoded_token": "\\x0a"},
+        },
+    ]
+    assert choice["logprobs"] is None
+
+
+def test_all_prompt_logprobs_and_none_at_all(http: httpx.Client) -> None:
+    (choice,) = complete(http, "A", prompt_logprobs=-1, max_tokens=0)["choices"]
+    assert list(choice["prompt_logprobs"][1]) == [str(byte) for byte in range(256)]
+    (choice,) = complete(http, "A", prompt_logprobs=0, return_tokens_as_token_ids=True)["choices"]
+    assert choice["prompt_logprobs"][1] == {"65": {"logprob": logprob(65), "rank": 66, "decoded_token": "token_id:65"}}
+    assert "prompt_logprobs" not in complete(http, "A")["choices"][0]
+
+
+def test_an_echo_and_prompt_logprobs_show_each_as_many_as_they_ask_for(http: httpx.Client) -> None:
+    (choice,) = complete(http, "AB", prompt_logprobs=3, echo=True, logprobs=1, max_tokens=1)["choices"]
+    assert [len(entry) for entry in choice["prompt_logprobs"][1:]] == [4, 4]
+    assert [len(top) for top in choice["logprobs"]["top_logprobs"][1:]] == [2, 2, 2]
 
 
 def test_an_answer_full_of_numbers_is_put_together_like_any_other(http: httpx.Client) -> None:

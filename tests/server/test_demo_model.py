@@ -173,6 +173,75 @@ def test_a_stop_string_ends_the_text(client: openai.OpenAI) -> None:
     assert (choice.finish_reason, choice.model_extra["stop_reason"]) == ("stop", stop)
 
 
+@pytest.mark.parametrize("included", [False, True])
+def test_a_stop_byte_ends_the_text(client: openai.OpenAI, included: bool) -> None:
+    free = create(client, max_tokens=60, temperature=0).choices[0].text
+    extra = {"stop_token_ids": [ord(" ")], "include_stop_str_in_output": included}
+    choice = create(client, extra=extra, max_tokens=60, temperature=0).choices[0]
+    until = free.index(" ") + included
+    assert (choice.text, choice.finish_reason, choice.model_extra["stop_reason"]) == (free[:until], "stop", 32)
+    later = create(client, extra={**extra, "min_tokens": 20}, max_tokens=60, temperature=0).choices[0]
+    assert " " not in later.text[:20]
+    assert len(later.text) >= 20
+
+
+def test_a_stop_string_may_stay_and_counts_only_after_min_tokens(client: openai.OpenAI) -> None:
+    free = create(client, max_tokens=60, temperature=0).choices[0].text
+    stop = free[4:6]
+    end = free.index(stop) + 2
+    kept = create(client, extra={"include_stop_str_in_output": True}, max_tokens=60, temperature=0, stop=stop)
+    assert kept.choices[0].text == free[:end]
+    again = free.find(stop, end - 1)
+    choice = create(client, extra={"min_tokens": end}, max_tokens=60, temperature=0, stop=stop).choices[0]
+    # Without EOS, which may not come so soon, the bytes are the free ones up to where it might have.
+    assert len(choice.text) > end - 2
+    assert choice.text == (free[:again] if again >= 0 else free)
+
+
+def test_biases_penalties_and_filters_do_what_they_say(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 1.0, "seed": 3}
+    assert create(client, logit_bias={"120": 100}, **options).choices[0].text == "x" * 40
+    assert "e" not in create(client, logit_bias={"101": -100}, **options).choices[0].text
+    assert set(create(client, extra={"allowed_token_ids": [97, 98]}, **options).choices[0].text) == {"a", "b"}
+    free = create(client, max_tokens=40, temperature=0).choices[0].text
+    word = free[8:11]
+    assert word not in create(client, extra={"bad_words": [word]}, max_tokens=40, temperature=0).choices[0].text
+    narrow = {"allowed_token_ids": list(b"abcdefgh")}
+    plain, spread = (
+        create(client, extra=narrow, max_tokens=8, temperature=0, frequency_penalty=penalty).choices[0].text
+        for penalty in (-2, 2)
+    )
+    assert len(set(plain)) < len(set(spread))
+
+
+def test_logprobs_are_the_models_own_whatever_is_changed(client: openai.OpenAI) -> None:
+    extra = {"return_token_ids": True, "repetition_penalty": 1.4}
+    written = create(client, extra=extra, max_tokens=30, temperature=0, logprobs=2, presence_penalty=1).choices[0]
+    data = [*written.model_extra["prompt_token_ids"], *written.model_extra["token_ids"]]
+    read = create(client, [data], extra={"prompt_logprobs": 2}, max_tokens=0, echo=True, logprobs=2).choices[0]
+    assert read.logprobs.token_logprobs[-30:] == written.logprobs.token_logprobs
+    for byte, entry, own in zip(
+        data[1:], read.model_extra["prompt_logprobs"][1:], read.logprobs.token_logprobs[1:], strict=True
+    ):
+        assert entry[str(byte)]["logprob"] == own
+        above = sum(other["logprob"] > own for other in entry.values())
+        assert entry[str(byte)]["rank"] > above
+
+
+def test_rules_that_leave_no_byte_end_the_choice_with_an_error_that_says_so(client: openai.OpenAI) -> None:
+    choice = create(client, extra={"allowed_token_ids": [0x80]}, max_tokens=5).choices[0]
+    assert (choice.text, choice.finish_reason) == ("", "error")
+    assert "no byte may come" in choice.model_extra["error"]
+
+
+def test_the_best_of_several_is_the_most_probable_of_them(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"max_tokens": 20, "temperature": 1.0, "seed": 5, "logprobs": 0}
+    every = create(client, n=6, **options).choices
+    (best,) = create(client, n=1, best_of=6, **options).choices
+    means = [math.fsum(c.logprobs.token_logprobs) / max(len(c.logprobs.token_logprobs), 1) for c in every if c.text]
+    assert best.text == [c for c in every if c.text][means.index(max(means))].text
+
+
 def test_a_client_that_goes_away_frees_its_row(demo: ServerProcess) -> None:
     with demo.client() as http:
         with http.stream(

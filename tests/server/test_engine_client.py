@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -50,8 +50,9 @@ class Wire:
     def send(self, message: FromClient) -> None:
         self.sent.append(message)
 
-    async def stop(self, timeout: float) -> None:
+    async def stop(self, timeout: float) -> bool:
         self.sent.clear()
+        return True
 
 
 @pytest.fixture
@@ -65,11 +66,12 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def client(wire: Wire, metrics: Metrics) -> EngineClient:
-    client = EngineClient(wire, metrics)
+async def client(wire: Wire, metrics: Metrics) -> AsyncIterator[EngineClient]:
+    client = EngineClient(wire, metrics, max_restarts=0)
     client.start()
     wire.say(INFO)
-    return client
+    yield client
+    await client.stop()
 
 
 def submit(client: EngineClient, *names: str) -> OutputStream:
@@ -186,12 +188,29 @@ async def test_a_request_id_in_use_is_refused(client: EngineClient, wire: Wire) 
 
 async def test_an_idle_engine_says_nothing_about_its_speed() -> None:
     backlog = Backlog()
-    backlog.add("a", 1000)
+    backlog.add("a", 400, 600)
     assert backlog.seconds == 0  # unknown
-    start = backlog._since
-    backlog.progress(100, start + 1.0)
-    assert backlog.seconds == pytest.approx(10)
-    backlog.progress(100, start + 2.0)
-    assert backlog.seconds == pytest.approx(10)
+    start = backlog._all._since
+    backlog.progress(50, 50, start + 1.0)
+    assert backlog.seconds == pytest.approx(10, rel=1e-3)
+    backlog.progress(50, 50, start + 2.0)
+    assert backlog.seconds == pytest.approx(10, rel=1e-3)
     backlog.remove("a")
     assert backlog.seconds == 0
+
+
+def test_a_prompt_is_ahead_until_it_has_been_read() -> None:
+    backlog = Backlog()
+    backlog.add("a", 400, 600)
+    backlog.add("b", 100, 0)
+    start = backlog._all._since
+    backlog.progress(50, 0, start + 1.0)
+    backlog.has_read("a")
+    assert backlog.unread == 100
+    assert backlog.seconds == pytest.approx(700 / 50, rel=1e-3)
+    assert backlog.seconds_to_read(100) == pytest.approx(2, rel=1e-3)
+    backlog.remove("b")
+    backlog.remove("a")
+    assert (backlog.unread, backlog.seconds) == (0, 0)
+    backlog.remove("a")
+    assert backlog.unread == 0

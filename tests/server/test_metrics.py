@@ -14,6 +14,7 @@ from server.metrics import Histogram
 NAMES = {
     "hnet_num_requests_running",
     "hnet_num_requests_waiting",
+    "hnet_prompt_backlog_bytes",
     "hnet_num_requests_parked",
     "hnet_num_preemptions",
     "hnet_prefix_cache_queries_bytes",
@@ -30,6 +31,7 @@ NAMES = {
     "hnet_steps",
     "hnet_step_rows",
     "hnet_request_finished",
+    "hnet_engine_restarts",
     "hnet_admission_rejections",
     "hnet_time_to_first_byte_seconds",
     "hnet_inter_byte_latency_seconds",
@@ -129,7 +131,9 @@ def test_help_says_the_unit(serve_in_thread: Callable[..., Running]) -> None:
         ("hnet_prefix_cache_queries_bytes", "Bytes"),
         ("hnet_prefix_cache_hits_bytes", "Bytes"),
         ("hnet_prefix_cache_bytes", "Bytes"),
+        ("hnet_prompt_backlog_bytes", "Bytes"),
         ("hnet_park_wait_seconds", "Seconds"),
+        ("hnet_engine_restarts", "Times"),
     ):
         assert families[name].documentation.startswith(unit)
 

@@ -60,8 +60,8 @@ async def test_the_asynchronous_client_streams_too(shared: Running) -> None:
 
 def test_errors_become_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model="fake", prompt="x", presence_penalty=1)
-    assert caught.value.param == "presence_penalty"
+        client.completions.create(model="fake", prompt="x", suffix="y")
+    assert caught.value.param == "suffix"
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="gpt-4", prompt="x")
     assert missing.value.code == "model_not_found"

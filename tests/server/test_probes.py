@@ -19,8 +19,8 @@ class Nothing:
     def send(self, message: Any) -> None:
         pass
 
-    async def stop(self, timeout: float) -> None:
-        pass
+    async def stop(self, timeout: float) -> bool:
+        return True
 
 
 def ready_service() -> tuple[Service, EngineClient]:
@@ -46,5 +46,7 @@ def test_each_reason_is_told() -> None:
     assert _unready(service) == "loading"
     client.state, client.failure = "failed", "out of memory"
     assert _unready(service) == "engine failed: out of memory"
+    client.state = "restarting"
+    assert _unready(service) == "engine failed: out of memory; it is being started again"
     service.admission.draining = True
     assert _unready(service) == "shutting down"

@@ -188,7 +188,7 @@ def test_a_body_too_large_is_a_413_announced_or_not(serve_in_thread: Callable[..
 
 
 def test_everything_but_the_probes_asks_for_the_key(serve_in_thread: Callable[..., Running]) -> None:
-    with serve_in_thread(settings={"api_key": "sécret"}).client() as client:
+    with serve_in_thread(settings={"api_key": ["sécret"]}).client() as client:
         for path in ("/v1/models", "/metrics", "/version", "/openapi.json", "/docs", "/nothing"):
             answer = client.get(path)
             error_of(answer, 401, "invalid_api_key")
@@ -203,7 +203,7 @@ def test_everything_but_the_probes_asks_for_the_key(serve_in_thread: Callable[..
 
 
 def test_metrics_may_be_public(serve_in_thread: Callable[..., Running]) -> None:
-    with serve_in_thread(settings={"api_key": "k", "metrics_public": True}).client() as client:
+    with serve_in_thread(settings={"api_key": ["k"], "metrics_public": True}).client() as client:
         assert client.get("/metrics").status_code == 200
         error_of(client.get("/v1/models"), 401, "invalid_api_key")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from contextlib import redirect_stderr
 from dataclasses import fields
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -61,7 +62,7 @@ def test_options_reach_the_settings_and_the_engine(started: list[tuple[ServerSet
     assert invoke(*line.split()).exit_code == 0
     settings, launch = started[0]
     assert (settings.model, settings.port, settings.max_num_seqs, settings.drain_timeout) == ("some/dir", 9000, 8, 2.0)
-    assert (settings.kv_memory, settings.max_body_bytes, settings.api_key) == (3 << 29, 1 << 16, "k")
+    assert (settings.kv_memory, settings.max_body_bytes, settings.api_key) == (3 << 29, 1 << 16, ("k",))
     assert launch.arguments["model"] == "some/dir"
     assert launch.arguments["kv_memory"] == 3 << 29
     assert "api_key" not in launch.arguments
@@ -115,6 +116,39 @@ def test_batching_and_prefix_cache_reach_the_engine(
         "debug_checks": True,
     }
     assert started[0][1].arguments.items() >= asked.items()
+
+
+@pytest.mark.parametrize(
+    ("line", "environment"),
+    [
+        ("--api-key one --api-key two,three --allowed-origins http://a --allowed-origins http://b", {}),
+        ("", {"HNET_API_KEY": "one, two", "HNET_ALLOWED_ORIGINS": "http://a,http://b"}),
+    ],
+)
+def test_keys_and_origins_may_be_several(
+    started: list[tuple[ServerSettings, EngineLaunch]], line: str, environment: dict[str, str]
+) -> None:
+    assert invoke(*line.split(), **environment).exit_code == 0
+    settings = started[0][0]
+    assert settings.api_key == (("one", "two,three") if line else ("one", "two"))
+    assert settings.allowed_origins == ("http://a", "http://b")
+
+
+def test_limits_and_files_reach_the_settings(
+    started: list[tuple[ServerSettings, EngineLaunch]], tmp_path: Path
+) -> None:
+    keys, template = tmp_path / "some_keys", tmp_path / "template.jinja"
+    keys.write_text("k\n")
+    template.write_text("{{ messages }}")
+    line = (
+        f"--engine-timeout 5 --max-engine-restarts 3 --request-timeout 2.5 --header-timeout 7 --max-waiting-bytes 64K "
+        f"--api-key-file {keys} --chat-template {template}"
+    )
+    assert invoke(*line.split()).exit_code == 0
+    settings = started[0][0]
+    assert (settings.engine_timeout, settings.max_engine_restarts, settings.request_timeout) == (5, 3, 2.5)
+    assert (settings.header_timeout, settings.max_waiting_bytes) == (7, 1 << 16)
+    assert (settings.api_key_file, settings.chat_template) == (str(keys), str(template))
 
 
 @pytest.mark.parametrize("batching", get_args(Batching))
@@ -184,6 +218,24 @@ def test_the_environment_sets_what_the_command_line_does_not(
         (["--kv-memory", "off"], {}, "--kv-memory"),
         (["--drain-timeout", "nan"], {}, "--drain-timeout"),
         (["--api-key", " "], {}, "--api-key"),
+        (["--api-key", "a", "--api-key", ""], {}, "--api-key"),
+        ([], {"HNET_API_KEY": "a,,b"}, "--api-key"),
+        (["--allowed-origins", ""], {}, "--allowed-origins"),
+        (["--engine-timeout", "0"], {}, "--engine-timeout"),
+        (["--engine-timeout", "nan"], {}, "--engine-timeout"),
+        (["--request-timeout", "0"], {}, "--request-timeout"),
+        (["--request-timeout", "inf"], {}, "--request-timeout"),
+        (["--header-timeout", "-1"], {}, "--header-timeout"),
+        (["--max-engine-restarts", "-1"], {}, "--max-engine-restarts"),
+        (["--max-waiting-bytes", "some"], {}, "--max-waiting-bytes"),
+        (["--api-key-file", "no/such_file"], {}, "--api-key-file no/such_file: No such file or directory"),
+        (["--api-key-file", "/"], {}, "--api-key-file /: Is a directory"),
+        (["--api-key-file", "/dev/null"], {}, "--api-key-file /dev/null: holds no key"),
+        (["--chat-template", "no/such_file"], {}, "--chat-template no/such_file: No such file or directory"),
+        (["--ssl-certfile", "no/such_file"], {}, "--ssl-certfile no/such_file: No such file or directory"),
+        (["--ssl-keyfile", __file__], {}, "--ssl-keyfile needs --ssl-certfile"),
+        (["--ssl-certfile", __file__], {}, "--ssl-certfile"),
+        (["--ssl-certfile", __file__, "--ssl-keyfile", "gone"], {}, "--ssl-keyfile gone: No such file or directory"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--no-such-option"], {}, "--no-such-option"),
         (["one", "two"], {}, "two"),
@@ -207,7 +259,15 @@ def test_a_wrong_option_is_one_line_and_starts_nothing(
         {"port": -1},
         {"max_model_len": 0},
         {"stream_flush_ms": -1},
-        {"api_key": ""},
+        {"api_key": ("",)},
+        {"api_key": "one text"},
+        {"allowed_origins": "https://a.example"},
+        {"engine_timeout": 0.0},
+        {"request_timeout": float("inf")},
+        {"header_timeout": float("nan")},
+        {"max_engine_restarts": -1},
+        {"max_waiting_bytes": 0},
+        {"ssl_keyfile": __file__},
         {"max_park_ticks": 0},
         {"prefill_share": 0.0},
         {"prefill_share": 1.5},

@@ -16,34 +16,9 @@ import httpx
 import pytest
 from answers import events, expected, wait_for
 from conftest import ROOT, ServerProcess
+from processes import alive, children, finished
 
 Serve = Callable[..., ServerProcess]
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of a process's children."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(entry.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def finished(server: ServerProcess) -> tuple[int, str]:
-    """Exit code and standard error of a server that is about to end."""
-    _, err = server.process.communicate(timeout=20)
-    return server.process.returncode, err
 
 
 def test_completions_come_through_two_processes_whole_and_streamed(serve_process: Serve) -> None:
@@ -89,7 +64,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line(serve_proce
 def test_an_engine_that_dies_is_an_error_for_its_requests_and_not_a_dead_port(
     serve_process: Serve, prompt: str, reason: str
 ) -> None:
-    server = serve_process(tick_seconds=0.005)
+    server = serve_process(settings={"max_engine_restarts": 0}, tick_seconds=0.005)
     with server.client() as client:
         others: list[httpx.Response] = []
         whole = threading.Thread(
@@ -118,7 +93,7 @@ def test_an_engine_that_dies_is_an_error_for_its_requests_and_not_a_dead_port(
 
 
 def test_an_engine_that_is_killed_is_noticed(serve_process: Serve) -> None:
-    server = serve_process()
+    server = serve_process(settings={"max_engine_restarts": 0})
     (engine,) = children(server.process.pid)
     os.kill(engine, signal.SIGKILL)
     with server.client() as client:

@@ -1,0 +1,235 @@
+"""`POST /v1/chat/completions`: a conversation becomes a prompt, and its completion a message.
+
+Knows what OpenAI's chat objects look like. Between the two a chat is a completion like any other
+(`server.completions`), of a prompt that a template made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any, ClassVar, Self
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.responses import Response
+
+from server import errors
+from server.chat_shapes import ChatAnswer
+from server.chat_templates import ChatTemplate, Rendered
+from server.choice import Choice
+from server.completions import (
+    CLIENT_CLOSED_REQUEST,
+    DEFAULT_MAX_TOKENS,
+    CompletionJob,
+    truncated,
+    unless_disconnected,
+    usage,
+)
+from server.conversation import Conversation
+from server.responses import described
+from server.schemas import CompletionRequest, GenerationRequest, ignored_header, parse, request_body
+from server.service import Service
+from server.sse import EventStream, event
+from server.text import BYTE_KEYS, TOKEN_ID_KEYS
+from server.unsupported import UNSUPPORTED, Unsupported
+
+ROLE = "assistant"
+
+router = APIRouter()
+_BYTES = {key: byte for keys in (BYTE_KEYS, TOKEN_ID_KEYS) for byte, key in enumerate(keys)}
+
+
+def _among(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(type(value) is type(item) and value == item for item in values)
+
+
+_NO_TOOLS = "is not supported: the model calls no tools"
+_TEXT_ALONE = "is not supported: the model reads and writes text alone"
+
+
+class ChatRequest(Conversation, GenerationRequest):
+    """The body of `POST /v1/chat/completions`. One token is one byte."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"messages": [{"role": "user", "content": "Hello"}], "max_completion_tokens": 64}]
+        }
+    )
+
+    unsupported: ClassVar[Mapping[str, Unsupported]] = {
+        **UNSUPPORTED,
+        # OpenAI's
+        "tools": Unsupported(_among([]), _NO_TOOLS),
+        "tool_choice": Unsupported(_among("none", "auto"), _NO_TOOLS),
+        "parallel_tool_calls": Unsupported(_among(True, False), _NO_TOOLS),
+        "functions": Unsupported(_among([]), _NO_TOOLS),
+        "function_call": Unsupported(_among("none", "auto"), _NO_TOOLS),
+        "modalities": Unsupported(_among(["text"]), _TEXT_ALONE),
+        "audio": Unsupported(_among(), _TEXT_ALONE),
+        "prediction": Unsupported(_among()),
+        "reasoning_effort": Unsupported(_among("none"), "is not supported: the model does not reason apart"),
+        "verbosity": Unsupported(_among("medium")),
+        "web_search_options": Unsupported(_among()),
+        "store": Unsupported(_among(False), "is not supported: nothing is stored"),
+        "metadata": Unsupported(_among({}), "is not supported: nothing is stored"),
+        "service_tier": Unsupported(_among("auto", "default"), "is not supported: there is one tier"),
+        # vLLM's
+        "chat_template": Unsupported(_among(), "is not supported: the server chooses the template"),
+        "documents": Unsupported(_among([])),
+        "echo": Unsupported(_among(False), "is not supported in a chat; only false is accepted"),
+        "best_of": Unsupported(_among(1), "is not supported in a chat; only 1 is accepted"),
+        "mm_processor_kwargs": Unsupported(_among({}), _TEXT_ALONE),
+    }
+
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=2**31, description="Bytes to complete at most; what the context leaves where omitted."
+    )
+    max_tokens: int | None = Field(None, ge=1, le=2**31, description="An older name of max_completion_tokens.")
+    logprobs: bool = Field(False, description="Give the log-probability of each byte.")
+    top_logprobs: int | None = Field(None, ge=0, le=256, description="Most probable bytes listed beside each.")
+
+    @model_validator(mode="after")
+    def _agreement(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs: only allowed when logprobs is true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise PydanticCustomError("max_tokens", "max_tokens: differs from max_completion_tokens")
+        return self
+
+    def completion(self, rendered: Rendered, max_model_len: int) -> CompletionRequest:
+        """The completion that this chat comes to. Raises ApiError (400) where the two do not fit the context."""
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        asked: int | None = getattr(self, name)
+        most = self.truncate_prompt_tokens
+        if most == -1:
+            most = max(max_model_len - (DEFAULT_MAX_TOKENS if asked is None else asked), 1)
+        data = truncated(rendered.data, most, is_text=True)
+        if not data:
+            raise errors.invalid("messages: the chat template made an empty prompt of them", "messages")
+        if len(data) >= max_model_len:
+            raise errors.invalid(
+                f"messages: {len(data)} bytes as a prompt (BOS included) leave no room to complete; "
+                f"the model's context is {max_model_len} bytes",
+                "messages",
+                "context_length_exceeded",
+            )
+        if asked is not None and len(data) + asked > max_model_len:
+            raise errors.invalid(
+                f"{name}: {asked} after a prompt of {len(data)} bytes (BOS included) is more than "
+                f"the model's context of {max_model_len} bytes",
+                name,
+                "context_length_exceeded",
+            )
+        shared = {field: getattr(self, field) for field in GenerationRequest.model_fields}
+        return CompletionRequest.model_construct(
+            **{
+                **shared,
+                "truncate_prompt_tokens": None,
+                "prompt": [data],
+                "max_tokens": max_model_len - len(data) if asked is None else asked,
+                "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+                "stop": [*(self.stop or ()), *rendered.stop],
+            }
+        )
+
+
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra=request_body(ChatRequest),
+    responses=described(ChatAnswer, streams=True),
+)
+async def create_chat_completion(request: Request) -> Response:
+    """Answers a conversation, whole or as a stream of server-sent events."""
+    service: Service = request.app.state.service
+    template: ChatTemplate = request.app.state.chat_template
+    body = await request.body()
+    service.admission.check()
+    chat, unknown = parse(body, ChatRequest)
+    service.check_model(chat.model)
+    rendered = await chat.render(template)
+    completion = chat.completion(rendered, service.info.max_model_len)
+    job = ChatJob(service, completion, request.state.request_id)
+    service.admission.check(len(job.requests))
+    headers = ignored_header([*unknown, *chat.ignored(template)])
+    if chat.stream:
+        stream = service.client.submit(*job.requests)
+        return EventStream(lambda write: job.write_events(stream, write), stream.close, job.request_id, headers)
+    with service.client.submit(*job.requests) as stream:
+        answer = await unless_disconnected(request, job.whole(stream))
+    if answer is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(answer, headers=headers, media_type="application/json")
+
+
+class ChatJob(CompletionJob):
+    """A completion whose choices are told as messages. Its id is the completion's with `chat` before it."""
+
+    def __init__(self, service: Service, completion: CompletionRequest, request_id: str) -> None:
+        super().__init__(service, completion, request_id)
+        self._begun: set[int] = set()  # choices whose role has been said
+
+    def _head(self) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._request.stream else "chat.completion"
+        return {**super()._head(), "id": f"chat{self.id}", "object": kind}
+
+    def _encode(self) -> bytes:
+        choices = []
+        for choice in self._choices.values():
+            shown = choice.take()
+            assert shown is not None, "a choice that has ended has something to show"
+            message = {"role": ROLE, "content": shown["text"], "refusal": None}
+            choices.append(self._told(shown, message=message))
+        document = {**self._head(), "choices": choices, "usage": self._usage()}
+        prompts = [choice.pop("prompt_logprobs") for choice in choices if "prompt_logprobs" in choice]
+        if prompts:  # of one prompt; where vLLM has them
+            document["prompt_logprobs"] = prompts[0]
+        return msgspec.json.encode(document)
+
+    def _event(self, choice: Choice) -> bytes:
+        shown = choice.take()
+        if shown is None:
+            return b""
+        told = [self._told(shown, delta={"content": shown["text"]} if shown["text"] else {})]
+        if choice.index not in self._begun:
+            self._begun.add(choice.index)
+            role = {"role": ROLE, "content": ""}
+            told.insert(0, {"index": choice.index, "delta": role, "logprobs": None, "finish_reason": None})
+        options = self._request.stream_options
+        extra: dict[str, Any] = {}
+        if options is not None and options.continuous_usage_stats:
+            extra["usage"] = usage(self._firsts, [choice])
+        elif options is not None and options.include_usage:
+            extra["usage"] = None
+        return b"".join(event(msgspec.json.encode({**self._head(), "choices": [item], **extra})) for item in told)
+
+    def _told(self, shown: dict[str, Any], **words: dict[str, Any]) -> dict[str, Any]:
+        """A completion's choice as a chat's, and what only this server adds as it is."""
+        logprobs = shown["logprobs"]
+        rest = {key: value for key, value in shown.items() if key not in ("index", "text", "logprobs", "finish_reason")}
+        return {
+            "index": shown["index"],
+            **words,
+            "logprobs": None if logprobs is None else self._logprobs(logprobs),
+            "finish_reason": shown["finish_reason"],
+            **rest,
+        }
+
+    def _logprobs(self, arrays: dict[str, list[Any]]) -> dict[str, Any]:
+        """Parallel arrays as one object a byte; of alternatives those that were asked for, the most probable first."""
+        columns = (arrays[name] for name in ("tokens", "token_logprobs", "bytes", "top_logprobs"))
+        content = [
+            {
+                "token": token,
+                "logprob": logprob,
+                "bytes": data,
+                "top_logprobs": [
+                    {"token": key, "logprob": value, "bytes": [_BYTES[key]]}
+                    for key, value in islice(top.items(), self._request.logprobs)
+                ],
+            }
+            for token, logprob, data, top in zip(*columns, strict=True)
+        ]
+        return {"content": content, "refusal": None}

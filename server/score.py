@@ -1,0 +1,94 @@
+"""`POST /v1/score`: how probable a model finds a text, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Literal
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field
+from starlette.responses import Response
+
+from hnet_runtime.engine import messages
+from server import errors
+from server.completions import CLIENT_CLOSED_REQUEST, MANY_NUMBERS, prompt_bytes, unless_disconnected
+from server.engine_client import OutputStream
+from server.responses import Shape, described
+from server.schemas import SegmentRequest, ignored_header, parse, request_body
+from server.scoring import byte_logprobs, score
+from server.service import Service
+
+router = APIRouter()
+_serial = itertools.count()
+
+
+class ScoreRequest(SegmentRequest):
+    """The body of `POST /v1/score`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": "Once upon a time"}]})
+
+
+class ReadShape(Shape):
+    """In bytes."""
+
+    prompt_tokens: int = Field(ge=1)
+    completion_tokens: Literal[0]
+    total_tokens: int = Field(ge=1)
+
+
+class ScoreAnswer(Shape):
+    object: Literal["score"]
+    model: str
+    input_bytes: int = Field(ge=1)
+    logprobs: list[float | None] = Field(min_length=1, description="Of each byte; null for the first.")
+    bits_per_byte: float | None = Field(description="Null where the first byte is the only one.")
+    usage: ReadShape
+
+
+@router.post(
+    "/v1/score",
+    responses=described(ScoreAnswer),
+    openapi_extra=request_body(ScoreRequest),
+)
+async def score_input(request: Request) -> Response:
+    """The log-probability of each byte of a text after those before it, and the bits per byte that they come to."""
+    service: Service = request.app.state.service
+    body = await request.body()
+    service.admission.check()
+    wanted, unknown = parse(body, ScoreRequest)
+    service.check_model(wanted.model)
+    data = prompt_bytes(wanted.input, add_special_tokens=True)
+    limit = service.info.max_model_len
+    if len(data) > limit:
+        raise errors.invalid(
+            f"input: {len(data)} bytes (BOS included) are more than the model's context of {limit} bytes",
+            "input",
+            "context_length_exceeded",
+        )
+    job = messages.Request(
+        request_id=f"score-{request.state.request_id}-{next(_serial)}",
+        prompt=data,
+        params=messages.SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0, utf8="raw"),
+    )
+    with service.client.submit(job) as stream:
+        output = await unless_disconnected(request, _whole(stream))
+    if output is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if output.finish_reason == "error":
+        raise errors.ApiError(500, f"The engine could not score the input: {output.error}", type="server_error")
+    many = len(data) > MANY_NUMBERS
+    answer = await asyncio.to_thread(_encode, service, output) if many else _encode(service, output)
+    return Response(answer, headers=ignored_header(unknown), media_type="application/json")
+
+
+def _encode(service: Service, output: messages.Output) -> bytes:
+    logprobs = byte_logprobs(output.prompt_logprobs)
+    return msgspec.json.encode(score(service.model_name, logprobs, len(logprobs) + 1))
+
+
+async def _whole(stream: OutputStream) -> messages.Output:
+    await stream.until_ended()
+    (output,) = await stream.take()
+    return output

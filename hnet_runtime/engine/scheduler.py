@@ -19,7 +19,7 @@ from hnet_runtime.engine.request import LiveRequest, RequestError
 from hnet_runtime.engine.snapshots import Snapshot
 from hnet_runtime.state.rows import PAGE
 
-_LEARNING, _EVERY = 1024, 4  # ticks of which the policy is told, and one in so many afterwards: to be told takes time
+_LEARNING, _EVERY = 256, 4  # ticks of which the policy is told, and one in so many afterwards: to be told takes time
 _NOBODY_WAITS = 8  # times the bytes of prompts a tick runs while no row decodes
 _WORTH = 32  # bytes that a snapshot must save to be taken, or waited for
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from typing import Literal
 
 import msgspec
@@ -12,16 +11,14 @@ from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from hnet_runtime.engine import messages
-from server import errors
-from server.completions import CLIENT_CLOSED_REQUEST, MANY_NUMBERS, prompt_bytes, unless_disconnected
-from server.engine_client import OutputStream
+from server.completions import CLIENT_CLOSED_REQUEST, MANY_NUMBERS
+from server.reading import read_input
 from server.responses import Shape, described
 from server.schemas import SegmentRequest, ignored_header, parse, request_body
 from server.scoring import byte_logprobs, score
 from server.service import Service
 
 router = APIRouter()
-_serial = itertools.count()
 
 
 class ScoreRequest(SegmentRequest):
@@ -59,26 +56,11 @@ async def score_input(request: Request) -> Response:
     service.admission.check()
     wanted, unknown = parse(body, ScoreRequest)
     service.check_model(wanted.model)
-    data = prompt_bytes(wanted.input, add_special_tokens=True)
-    limit = service.info.max_model_len
-    if len(data) > limit:
-        raise errors.invalid(
-            f"input: {len(data)} bytes (BOS included) are more than the model's context of {limit} bytes",
-            "input",
-            "context_length_exceeded",
-        )
-    job = messages.Request(
-        request_id=f"score-{request.state.request_id}-{next(_serial)}",
-        prompt=data,
-        params=messages.SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0, utf8="raw"),
-    )
-    with service.client.submit(job) as stream:
-        output = await unless_disconnected(request, _whole(stream))
+    params = messages.SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0, utf8="raw")
+    output = await read_input(request, service, wanted.input, params, verb="score", prefix="score")
     if output is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if output.finish_reason == "error":
-        raise errors.ApiError(500, f"The engine could not score the input: {output.error}", type="server_error")
-    many = len(data) > MANY_NUMBERS
+    many = len(output.prompt_logprobs) > MANY_NUMBERS
     answer = await asyncio.to_thread(_encode, service, output) if many else _encode(service, output)
     return Response(answer, headers=ignored_header(unknown), media_type="application/json")
 
@@ -86,9 +68,3 @@ async def score_input(request: Request) -> Response:
 def _encode(service: Service, output: messages.Output) -> bytes:
     logprobs = byte_logprobs(output.prompt_logprobs)
     return msgspec.json.encode(score(service.model_name, logprobs, len(logprobs) + 1))
-
-
-async def _whole(stream: OutputStream) -> messages.Output:
-    await stream.until_ended()
-    (output,) = await stream.take()
-    return output

@@ -22,7 +22,7 @@ class OutOfRows(RuntimeError):
 
 
 class RowPool:
-    """Hands out rows 1…capacity, lowest first."""
+    """Hands out rows 1…capacity: the one freed last, then those never used, lowest first."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

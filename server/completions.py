@@ -22,7 +22,7 @@ from hnet_runtime.config import BOS, VOCAB_SIZE
 from hnet_runtime.engine import messages
 from server import errors
 from server.choice import Choice, ChoiceOptions
-from server.engine_client import OutputStream
+from server.output_stream import OutputStream
 from server.request_id import acceptable
 from server.responses import CompletionAnswer, described
 from server.schemas import MAX_N, CompletionRequest, GenerationRequest, Prompt, ignored_header, parse, request_body

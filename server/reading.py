@@ -9,7 +9,7 @@ from fastapi import Request
 from hnet_runtime.engine import messages
 from server import errors
 from server.completions import prompt_bytes, unless_disconnected
-from server.engine_client import OutputStream
+from server.output_stream import OutputStream
 from server.schemas import Prompt
 from server.service import Service
 

@@ -19,9 +19,10 @@ from hnet_runtime.engine.messages import (
     Tick,
 )
 from server.admission import Backlog
-from server.engine_client import EngineClient, OutputStream
+from server.engine_client import EngineClient
 from server.errors import ApiError, shutting_down
 from server.metrics import Metrics
+from server.output_stream import OutputStream
 
 INFO = EngineInfo(
     model="m",

@@ -23,7 +23,17 @@ RETRY_AFTER = 10  # seconds
 class Message(StrictModel):
     """One message. Names that are not known are remembered and not shown to the template."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        frozen=True,
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]},
+                {"properties": {"tool_calls": {"type": "array", "minItems": 1}}, "required": ["tool_calls"]},
+            ]
+        },
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Any = Field(

@@ -21,7 +21,11 @@ from server.service import Service
 router = APIRouter()
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_PLAIN_0_0_4: {"schema": {"type": "string"}}}}},
+)
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus's text format."""
     registry: CollectorRegistry = request.app.state.registry

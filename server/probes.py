@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 import hnet_runtime
+from server.responses import Shape
 from server.service import Service
 
 MAX_HEARTBEAT_AGE = 10.0  # seconds; an engine without work speaks every second, one with work after every tick
@@ -19,7 +20,11 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"description": "Not ready; `status` says why."}})
+class Status(Shape):
+    status: str
+
+
+@router.get("/ready", responses={503: {"model": Status, "description": "Not ready; `status` says why."}})
 async def ready(request: Request) -> JSONResponse:
     """Whether the server should be sent requests: the engine is loaded, makes progress and is not draining."""
     reason = _unready(request.app.state.service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,6 +79,14 @@ class UsageShape(Shape):
     completion_tokens_details: CompletionDetails
 
 
+class ReadShape(Shape):
+    """The usage of a text that is read and not gone on with, in bytes."""
+
+    prompt_tokens: int = Field(ge=1)
+    completion_tokens: Literal[0]
+    total_tokens: int = Field(ge=1)
+
+
 class CompletionAnswer(Shape):
     """A completion, or an event of one that streams."""
 
@@ -98,13 +107,16 @@ _ERRORS = {
     429: "Too much waits already; see `Retry-After`.",
     500: "The engine failed while it worked on the request.",
     503: "The server is loading, draining or without its engine; see `Retry-After`.",
+    504: "The request did not end within the server's time for one.",
 }
 
 
-def described(answer: type[BaseModel], *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+def described(
+    answer: type[BaseModel], *, streams: bool = False, errors: Iterable[int] = tuple(_ERRORS)
+) -> dict[int | str, dict[str, Any]]:
     """What FastAPI is told of a route's answers: the model of a good one, and of errors. Nothing is checked by it."""
     good: dict[str, Any] = {"model": answer, "description": "The answer."}
     if streams:
         good["description"] = "The answer; with `stream`, events of the same shape and then `[DONE]`."
-        good["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    return {200: good, **{status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()}}
+        good["content"] = {"text/event-stream": {}}
+    return {200: good, **{status: {"model": ErrorAnswer, "description": _ERRORS[status]} for status in errors}}

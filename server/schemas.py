@@ -370,7 +370,8 @@ def parse(body: bytes, model: type[Model]) -> tuple[Model, list[str]]:
 
 
 def request_body(model: type[StrictModel]) -> dict[str, Any]:
-    """What the OpenAPI document says of a route that takes a model's JSON as its body; definitions are put in place."""
+    """What the OpenAPI document says of a route that takes a model's JSON as its body; definitions are put in place,
+    and what may be left out may be null."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
@@ -384,9 +385,23 @@ def request_body(model: type[StrictModel]) -> dict[str, Any]:
                 **placed(definitions[part["$ref"].rpartition("/")[2]]),
                 **{k: v for k, v in part.items() if k != "$ref"},
             }
-        return {key: placed(value) for key, value in part.items()}
+        whole = {key: placed(value) for key, value in part.items()}
+        if whole.get("type") == "object" and "properties" in whole:
+            required, properties = whole.get("required", ()), whole["properties"]
+            whole["properties"] = {
+                name: described if name in required else _or_null(described) for name, described in properties.items()
+            }
+        return whole
 
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": placed(schema)}}}}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = schema.get("anyOf")
+    if kinds is not None:
+        return schema if _NULL in kinds else {**schema, "anyOf": [*kinds, _NULL]}
+    about = {key: schema[key] for key in ("title", "description", "default", "examples") if key in schema}
+    return {**about, "anyOf": [{key: value for key, value in schema.items() if key not in about}, _NULL]}
 
 
 def ignored_header(names: list[str]) -> dict[str, str]:

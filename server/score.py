@@ -13,7 +13,7 @@ from starlette.responses import Response
 from hnet_runtime.engine import messages
 from server.completions import CLIENT_CLOSED_REQUEST, MANY_NUMBERS
 from server.reading import read_input
-from server.responses import Shape, described
+from server.responses import ReadShape, Shape, described
 from server.schemas import SegmentRequest, ignored_header, parse, request_body
 from server.scoring import byte_logprobs, score
 from server.service import Service
@@ -25,14 +25,6 @@ class ScoreRequest(SegmentRequest):
     """The body of `POST /v1/score`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": "Once upon a time"}]})
-
-
-class ReadShape(Shape):
-    """In bytes."""
-
-    prompt_tokens: int = Field(ge=1)
-    completion_tokens: Literal[0]
-    total_tokens: int = Field(ge=1)
 
 
 class ScoreAnswer(Shape):

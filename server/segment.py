@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Request
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from hnet_runtime.engine import messages
 from server.completions import CLIENT_CLOSED_REQUEST
 from server.reading import read_input
+from server.responses import ReadShape, Shape, described
 from server.schemas import SegmentRequest, ignored_header, parse, request_body
 from server.segmentation import segmentation
 from server.service import Service
@@ -15,8 +19,24 @@ from server.service import Service
 router = APIRouter()
 
 
+class StageSegments(Shape):
+    stage: int = Field(ge=1)
+    boundaries: list[int] = Field(description="Offsets of the chunks' first bytes; BOS is offset 0.")
+    probabilities: list[float]
+    bytes_per_chunk: float | None = Field(description="Null where the stage has no chunk.")
+
+
+class SegmentAnswer(Shape):
+    object: Literal["segmentation"]
+    model: str
+    input_bytes: int = Field(ge=1)
+    stages: list[StageSegments]
+    usage: ReadShape
+
+
 @router.post(
     "/v1/segment",
+    responses=described(SegmentAnswer),
     openapi_extra=request_body(SegmentRequest),
 )
 async def segment(request: Request) -> Response:

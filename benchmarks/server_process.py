@@ -58,15 +58,20 @@ class ServerProcess:
         finally:
             os.killpg(self._process.pid, signal.SIGCONT)
 
+    def pids(self) -> list[int]:
+        """The server's process, then those it started and those that they did (Linux)."""
+        found = [self._process.pid]
+        for pid in found:
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (thread / "children").read_text(encoding="ascii").split())
+        return found
+
     def private_bytes(self) -> int:
         """Memory that the server and the processes it started have for themselves (Linux)."""
-        found, left = 0, [self._process.pid]
-        while left:
-            folder = Path(f"/proc/{left.pop()}")
-            lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()
+        found = 0
+        for pid in self.pids():
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
             found += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
-            for thread in (folder / "task").iterdir():
-                left += map(int, (thread / "children").read_text(encoding="ascii").split())
         return found
 
     def wait(self, seconds: float = 600.0) -> float:

@@ -400,7 +400,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     kinds = schema.get("anyOf")
     if kinds is not None:
         return schema if _NULL in kinds else {**schema, "anyOf": [*kinds, _NULL]}
-    about = {key: schema[key] for key in ("title", "description", "default", "examples") if key in schema}
+    about: dict[str, Any] = {key: schema[key] for key in ("title", "description", "default", "examples") if key in schema}
     return {**about, "anyOf": [{key: value for key, value in schema.items() if key not in about}, _NULL]}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,29 +113,67 @@ class ServerProcess:
             wait_for(lambda: client.get("/ready").status_code == 200, seconds)
 
 
-@pytest.fixture
-def serve_process() -> Iterator[Callable[..., ServerProcess]]:
-    """Starts real server processes on the fake engine: `serve_process(settings={…}, engine option=…)`."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(settings: dict[str, Any] | None = None, *, ready: bool = True, **engine: Any) -> ServerProcess:
-        chosen = {"port": 0, "log_level": "info", **(settings or {})}
+def start_process(
+    settings: dict[str, Any] | None = None, *, ready: bool = True, log: Path | None = None, **engine: Any
+) -> ServerProcess:
+    """A real server process on the fake engine; `settings` and the engine's options by name. What it logs is at
+    `process.stderr`, or in the file `log`, as it has to be where it is much."""
+    chosen = {"port": 0, "log_level": "info", **(settings or {})}
+    with nullcontext(subprocess.PIPE) if log is None else log.open("w") as err:
         process = subprocess.Popen(
             [sys.executable, str(HERE / "fake_server.py"), json.dumps(chosen), json.dumps(engine)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=err,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))},
         )
-        started.append(process)
-        assert process.stdout is not None
-        server = ServerProcess(process, process.stdout.readline().strip())
-        if ready:
-            server.wait_until_ready()
-        return server
+    assert process.stdout is not None
+    server = ServerProcess(process, process.stdout.readline().strip())
+    if ready:
+        server.wait_until_ready()
+    return server
+
+
+def end_process(server: ServerProcess) -> None:
+    if server.process.poll() is None:
+        server.process.kill()
+    server.process.communicate(timeout=10)
+
+
+@pytest.fixture
+def serve_process() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts real server processes of one's own: `start_process`, and their end."""
+    started: list[ServerProcess] = []
+
+    def start(settings: dict[str, Any] | None = None, **options: Any) -> ServerProcess:
+        started.append(start_process(settings, **options))
+        return started[-1]
 
     yield start
-    for process in started:
+    for server in started:
+        end_process(server)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`hnet serve` as it is on the bundled model, for all who only ask; it must end with exit code 0 when asked to."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HNET_")}
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server.cli.main", "serve", "--port", "0"],
+            stderr=err,
+            cwd=ROOT,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        wait_for(lambda: " ready at http://" in log.read_text() or process.poll() is not None, 90)
+        assert process.poll() is None, log.read_text()
+        (line,) = [line for line in log.read_text().splitlines() if " ready at " in line]
+        yield ServerProcess(process, line.rpartition(" ready at ")[2])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, log.read_text()
+    finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=10)
+            process.wait()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from answers import wait_for
-from conftest import ROOT, ServerProcess
+from conftest import ServerProcess, end_process, start_process
 
 HELLO: Any = [{"role": "user", "content": "Hello, wörld"}]
 PROMPT = "User: Hello, wörld\n\nAssistant: "
 
 
-@pytest.fixture
-def url(serve_process: Callable[..., ServerProcess]) -> str:
-    return f"{serve_process().url}/v1"
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    server = start_process()
+    yield f"{server.url}/v1"
+    end_process(server)
 
 
 @pytest.fixture
@@ -75,33 +71,14 @@ async def test_the_asynchronous_client_streams_too(url: str) -> None:
         assert "".join([event.choices[0].delta.content or "" async for event in stream]) == PROMPT[:11]
 
 
-def test_the_demo_model_talks_through_hnet_serve(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HNET_")}
-    with log.open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "server.cli.main", "serve", "--port", "0"],
-            stderr=err,
-            cwd=ROOT,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-        )
-    try:
-        wait_for(lambda: " ready at http://" in log.read_text() or process.poll() is not None, 90)
-        (line,) = [line for line in log.read_text().splitlines() if " ready at " in line]
-        url = f"{line.rpartition(' ready at ')[2]}/v1"
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
-            options: Any = {"model": "demo", "messages": HELLO, "max_tokens": 40, "seed": 4}
-            whole = client.chat.completions.create(**options)
-            prompted = client.completions.create(model="demo", prompt=PROMPT, max_tokens=40, seed=4)
-            stream = client.chat.completions.create(**options, stream=True)
-            streamed = "".join(event.choices[0].delta.content or "" for event in stream)
-            content = whole.choices[0].message.content
-            assert content
-            assert prompted.choices[0].text.startswith(content)
-            assert streamed == content
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0, log.read_text()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+def test_the_demo_model_talks_through_hnet_serve(demo: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        options: Any = {"model": "demo", "messages": HELLO, "max_tokens": 40, "seed": 4}
+        whole = client.chat.completions.create(**options)
+        prompted = client.completions.create(model="demo", prompt=PROMPT, max_tokens=40, seed=4)
+        stream = client.chat.completions.create(**options, stream=True)
+        streamed = "".join(event.choices[0].delta.content or "" for event in stream)
+        content = whole.choices[0].message.content
+        assert content
+        assert prompted.choices[0].text.startswith(content)
+        assert streamed == content

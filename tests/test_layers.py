@@ -22,6 +22,8 @@ BOOKKEEPING = [
     "hnet_runtime.engine.memory",
     "hnet_runtime.engine.planning",
     "hnet_runtime.engine.policies",
+    "hnet_runtime.engine.constraints",
+    "hnet_runtime.engine.structure",
     "hnet_runtime.state.prefix",
     "hnet_runtime.engine.stops",
     "hnet_runtime.engine.utf8",

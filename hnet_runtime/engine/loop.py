@@ -16,14 +16,15 @@ from torch import Tensor
 
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, EngineStats, Output, Request, StepRecord, Tick
 from hnet_runtime.engine.plan import ByteStep, Prefill, Span, StageStep, Work
-from hnet_runtime.engine.request import LiveRequest, RequestError, validate
+from hnet_runtime.engine.request import LiveRequest, RequestError, can_begin, validate
 from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
 from hnet_runtime.engine.scheduler import Scheduler
+from hnet_runtime.engine.structure import GRACE_SECONDS, StructureWorkers
 
 log = logging.getLogger("hnet.engine")
 _NOT_FINITE = "the model's logits are not finite"
-_NO_BYTE = "no byte may come: utf8, allowed_token_ids, bad_words and min_tokens together leave none"
+_IDLE_SECONDS = 5e-3  # a tick that only waits for masks
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class EngineLoop:
         self._chunks = [0] * self._num_chunk_stages
         self._over: list[LiveRequest] = []  # finished since the last emit
         self._touched: dict[LiveRequest, None] = {}  # those that live and may have gained something since then
+        self._held: dict[LiveRequest, None] = {}  # whose next byte is not drawn yet
+        self._workers = StructureWorkers()
 
     @property
     def has_work(self) -> bool:
@@ -81,7 +84,12 @@ class EngineLoop:
                 f"the prompt has {length} bytes, which leaves {limit - length} of {limit} for the completion, "
                 f"not {request.params.max_tokens}",
             )
-        self._scheduler.enqueue(LiveRequest(request, self._num_chunk_stages, time.perf_counter()))
+        if request.params.constraint is not None and not can_begin(request.prompt, request.params.utf8):
+            raise RequestError("prompt", "the prompt ends inside a character, which no constraint lets end")
+        live = LiveRequest(request, self._num_chunk_stages, time.perf_counter())
+        self._scheduler.enqueue(live)
+        if live.structure is not None:
+            self._workers.put([live.structure])
 
     def abort(self, request_id: str) -> None:
         """Frees the request's row at once; its last Output, with reason `abort`, comes with the next tick."""
@@ -94,6 +102,7 @@ class EngineLoop:
         self._check_idle()
         ticked = began = time.perf_counter()
         self._admit(began)
+        self._draw_held()
         steps: list[StepRecord] = []
         spent = {True: 0.0, False: 0.0}  # seconds, of prompts and of what decodes
         plan = self._scheduler.plan(began)
@@ -102,6 +111,8 @@ class EngineLoop:
             ended = time.perf_counter()
             spent[isinstance(work, Prefill)] += ended - began
             began = ended
+        if self._held and not plan.work:
+            self._workers.wait([r.structure for r in self._held if r.structure], _IDLE_SECONDS, for_all=False)
         self._scheduler.spent(decoding=spent[False], prefilling=spent[True])
         self._commit()
         if self._debug_checks:
@@ -121,6 +132,20 @@ class EngineLoop:
             self._sample([request for request, _ in drawn], torch.stack([logits for _, logits in drawn]))
         if ready:
             self._commit()
+
+    def _draw_held(self) -> None:
+        """The bytes of those whose masks have come."""
+        for request in [each for each in self._held if each.finish_reason is not None]:
+            del self._held[request]
+        ready = [r for r in self._held if r.row is not None and r.structure is not None and r.structure.ready]
+        if not ready:
+            return
+        logits = torch.stack([request.held for request in ready])
+        for request in ready:
+            del self._held[request]
+            request.held = None
+        self._sample(ready, logits)
+        self._commit()
 
     def _run(self, work: Work) -> list[StepRecord]:
         match work:
@@ -162,9 +187,11 @@ class EngineLoop:
         requests = [self._scheduler[span.row] for span in spans]
         result = self._runner.prefill(
             [span.row for span in spans],
-            [r.request.prompt[span.begin : span.end] for r, span in zip(requests, spans, strict=True)],
+            [r.piece(span.begin, span.end) for r, span in zip(requests, spans, strict=True)],
             [
-                span.end - span.begin if r.params.prompt_logprobs is not None else int(span.completes or span.snapshot)
+                span.end - span.begin
+                if r.params.prompt_logprobs is not None and r.is_reading
+                else int(span.completes or span.snapshot)
                 for r, span in zip(requests, spans, strict=True)
             ],
         )
@@ -172,12 +199,12 @@ class EngineLoop:
             self._scheduler.ran(work.stage, work.positions)
         ready: list[tuple[LiveRequest, Tensor]] = []
         for request, span, opened, logits in zip(requests, spans, result.chunks, result.logits, strict=True):
-            self._prompt_bytes += span.end - span.begin
+            self._prompt_bytes += (span.end - span.begin) * request.is_reading
             self._saw_chunks(request, opened)
             self._scheduler.read(request)
             prompt_logprobs = []
             sound = bool(torch.isfinite(logits).all())
-            if request.params.prompt_logprobs is not None and sound:
+            if request.params.prompt_logprobs is not None and request.is_reading and sound:
                 # Position i predicts prompt byte i + 1; the last position predicts the completion's first.
                 following = request.request.prompt[span.begin + 1 : span.end + 1]
                 tops = [request.params.prompt_logprobs] * len(following)
@@ -203,11 +230,44 @@ class EngineLoop:
     def _sample(self, requests: list[LiveRequest], logits: Tensor) -> None:
         """Draws each request's next byte from logits [B, V]; a row whose logits are not finite ends, and no other, as
         does one that its parameters leave no byte."""
+        structured = [request for request in requests if request.structure is not None]
+        if structured:
+            kept = self._to_draw(requests, logits)
+            requests, logits = [requests[index] for index in kept], logits[kept]
+        if requests:
+            self._draw(requests, logits)
+        if structured:
+            self._workers.put([r.structure for r in structured if r.structure and r.finish_reason is None])
+
+    def _to_draw(self, requests: list[LiveRequest], logits: Tensor) -> list[int]:
+        """Which of them are to have a byte drawn now. Of the others a constraint leaves no choice, or its mask is not
+        ready; most others wait a little for one that will soon be."""
+        awaited = [r.structure for r in requests if r.structure is not None and not r.structure.ready]
+        if soon := [each for each in awaited if each.is_compiled and not each.is_late]:
+            self._workers.wait(soon, GRACE_SECONDS)
+        kept = []
+        for index, request in enumerate(requests):
+            if request.structure is None:
+                kept.append(index)
+                continue
+            request.structure.is_late = not request.structure.ready
+            if request.structure.is_late:
+                request.held = logits[index].clone()
+                self._held[request] = None
+                continue
+            before = len(request.output)
+            if not request.settle(num_unfed=0):
+                kept.append(index)
+                continue
+            self._gained(request, before, logits[index])
+        return kept
+
+    def _draw(self, requests: list[LiveRequest], logits: Tensor) -> None:
         rows = [RowSampling(r.params, r.mask_row, _uniform(r), r.allowed) for r in requests]
         stuck = {i for i, row in enumerate(rows) if row.allowed is not None and not row.allowed.any()}
         if stuck:
             for index in stuck:
-                requests[index].finish("error", error=_NO_BYTE)
+                requests[index].run_dry()
             kept = [index for index in range(len(requests)) if index not in stuck]
             requests, rows, logits = [requests[i] for i in kept], [rows[i] for i in kept], logits[kept]
             if not requests:
@@ -223,12 +283,17 @@ class EngineLoop:
             if byte is None:
                 request.finish("error", error=_NOT_FINITE)
                 continue
-            self._touched[request] = None
             before = len(request.output)
             request.append(byte, logprobs.get(index))
-            if request.finish_reason is not None:
-                request.last_logits = logits[index].clone()
-            self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none
+            self._gained(request, before, logits[index])
+
+    def _gained(self, request: LiveRequest, before: int, logits: Tensor) -> None:
+        """A request that had `before` bytes may have more now, and may be over; logits: [V] after the last that was
+        fed."""
+        self._touched[request] = None
+        if request.finish_reason is not None:
+            request.last_logits = logits.clone()
+        self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none
 
     def _commit(self) -> None:
         """Frees what ended, so that the next tick's plan can use it."""

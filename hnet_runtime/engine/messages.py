@@ -12,6 +12,21 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Utf8Mode = Literal["strict", "raw"]
+ConstraintKind = Literal["json", "regex", "choice", "grammar"]
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a completion has to be from its first byte to its last.
+
+    `source` is a JSON schema, a regular expression, a JSON list of texts, or a grammar in Lark's or GBNF's notation.
+    `whitespace`: of JSON, a regular expression of what may stand between its parts; "" for nothing, None for any white
+    space. `tabulate`: whether a regular expression is worth a table of states.
+    """
+
+    kind: ConstraintKind
+    source: str
+    whitespace: str | None = None
+    tabulate: bool = True
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +46,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     `bad_words` in the completion does. Neither EOS nor one of `stop_token_ids` comes before `min_tokens` bytes, and no
     stop string that ends within them counts. A byte of `stop_token_ids` ends the row; it and a stop string are
     in the output only with `include_stop_str_in_output`, EOS never. Where no byte may come the row ends with an error.
+
+    `constraint` is what the completion has to be; EOS comes only where it is, and where nothing more may come the row
+    ends. What cuts it short (`max_tokens`, a stop string or byte) leaves a beginning of it.
     """
 
     max_tokens: int = 16
@@ -52,6 +70,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     utf8: Utf8Mode = "strict"
+    constraint: Constraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     return_chunks: bool = False

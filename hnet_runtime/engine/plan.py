@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes begin…end of a row's prompt; `completes` where the prompt ends with it, `snapshot` where the row's state
-    is wanted as it is then."""
+    """Bytes begin…end of a row's prompt, or of what it has to write; `completes` where a byte is to be drawn after
+    them, `snapshot` where the row's state is wanted as it is then."""
 
     row: int
     begin: int
@@ -19,7 +19,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Pieces of prompts, one a row, run packed."""
+    """Bytes that are known before they run, one piece a row, run packed."""
 
     spans: tuple[Span, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +20,15 @@ from hnet_runtime.engine.messages import (
     Request,
     SamplingParams,
     Usage,
+    Utf8Mode,
 )
 from hnet_runtime.engine.shaping import ByteFilter, Penalties
 from hnet_runtime.engine.snapshots import ChunkHistory, Pinned, Snapshot
 from hnet_runtime.engine.stops import StopMatcher
+from hnet_runtime.engine.structure import Structure
 
 _DRAWS = 256  # random numbers made at once
+_NO_BYTE = "no byte may come: utf8, allowed_token_ids, bad_words and min_tokens together leave none"
 
 
 class RequestError(ValueError):
@@ -74,6 +78,11 @@ def validate(params: SamplingParams) -> None:
             raise RequestError(name, f"{name} {message}, not {getattr(params, name)!r}")
 
 
+def can_begin(prompt: bytes, mode: Utf8Mode) -> bool:
+    """Whether a completion may begin with a character of its own behind a prompt, as one under a constraint has to."""
+    return mode == "raw" or utf8.state_after(prompt) == utf8.START
+
+
 def _is_byte(number: int) -> bool:
     return 0 <= number < VOCAB_SIZE
 
@@ -102,8 +111,9 @@ class RandomStream:
 
 
 class LiveRequest:
-    """A request on its way: waiting (no row), prefilling (`fed` < the prompt's length), decoding, or swapped out (no
-    row again, `swapped` instead). One that decodes may be parked: its newest byte waits for stage `due`."""
+    """A request on its way: waiting (no row), prefilling (`fed` < `known`), decoding, or swapped out (no row again,
+    `swapped` instead). One that decodes may be parked: its newest byte waits for stage `due`. Or its next byte is
+    `held`, not drawn yet, since its constraint does not say yet which may come."""
 
     def __init__(self, request: Request, num_chunk_stages: int, now: float) -> None:
         self.request = request
@@ -113,7 +123,9 @@ class LiveRequest:
         self.swapped: Any = None
         self.due = 0  # 0: at stage 0, as long as it is not parked
         self.parked_tick, self.parked_at = 0, 0.0
-        self.fed = 0  # prompt bytes run through the model
+        self.fed = 0  # bytes run through the model, while it prefills
+        self.known = len(request.prompt)  # bytes to run before one is drawn: a prompt's, or forced ones at the end
+        self.held: Any = None  # [V] the logits of a byte that is not drawn yet
         self.points: list[int] = []  # prompt bytes after which a snapshot is wanted, beside the usual ones
         self.leader: tuple[LiveRequest, int] | None = None  # who is reading that many leading bytes for both
         self.followers: dict[int, list[LiveRequest]] = {}
@@ -129,6 +141,7 @@ class LiveRequest:
         self._matcher = StopMatcher(self.params.stop)
         self.penalties = Penalties.asked_for(self.params, request.prompt)
         self._filter = ByteFilter.asked_for(self.params)
+        self.structure = None if self.params.constraint is None else Structure(self.params.constraint)
         # Where EOS is not to end it but is a stop byte, it still does.
         self._ends_at_eos = not self.params.ignore_eos or EOS in self.params.stop_token_ids
         self._utf8_state = utf8.state_after(request.prompt) if self.params.utf8 == "strict" else utf8.START
@@ -155,22 +168,48 @@ class LiveRequest:
 
     @property
     def is_prefilling(self) -> bool:
+        """Whether several bytes are to run before one is drawn."""
+        return self.fed < self.known
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether bytes of the prompt are to run."""
         return self.fed < len(self.request.prompt)
 
     @property
     def mask_row(self) -> int:
         """Row of utf8.mask_table for the next byte."""
+        return self._mask_row(self.params.max_tokens - len(self.output))
+
+    def _mask_row(self, remaining: int) -> int:
         if self.params.utf8 == "raw":
             return utf8.ANY_BYTE
-        remaining = self.params.max_tokens - len(self.output)
         return utf8.mask_row(self._utf8_state, max(remaining, 1), may_end=self._ends_at_eos)
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
         """[V] the bytes that may come next, perhaps none; None where `mask_row` says it."""
-        if self._filter is None or self._filter.is_over(len(self.output)):
-            return None
-        return self._filter.allowed(self.output, utf8.mask_table()[self.mask_row], self._utf8_state)
+        filters = self._filter is not None and not self._filter.is_over(len(self.output))
+        if self.structure is None:
+            return self._filtered(utf8.mask_table()[self.mask_row]) if filters else None
+        remaining = self.params.max_tokens - len(self.output)
+        if remaining >= utf8.LONGEST and self._ends_at_eos and not filters:
+            return self.structure.mask  # which is of well-formed text
+        return self._structured(remaining)
+
+    def _structured(self, remaining: int) -> NDArray[np.bool_]:
+        """[V] what the constraint and all else allow, with so many bytes to come."""
+        assert self.structure is not None
+        allowed = self.structure.mask & utf8.mask_table()[self._mask_row(remaining)]
+        allowed[EOS] &= self._ends_at_eos
+        return self._filtered(allowed, self.structure.permits)
+
+    def _filtered(
+        self, allowed: NDArray[np.bool_], permits: Callable[[bytes], bool] | None = None
+    ) -> NDArray[np.bool_]:
+        if self._filter is None:
+            return allowed
+        return self._filter.allowed(self.output, allowed, self._utf8_state, permits)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -195,8 +234,10 @@ class LiveRequest:
             insort(self.points, point)
 
     def next_snapshot(self, interval: int | None) -> int:
-        """Prompt bytes after which the next snapshot is due; the prompt's end if none is before."""
+        """Bytes after which the next snapshot is due; what is known ends there if none is before."""
         until = len(self.request.prompt)
+        if self.fed >= until:
+            return self.known
         later = next((point for point in self.points if point > self.fed), until)
         regular = until if interval is None else (self.fed // interval + 1) * interval
         return min(later, regular, until)
@@ -227,11 +268,17 @@ class LiveRequest:
         """The first `length` bytes of prompt and completion as they were fed, a stop string at the end with them."""
         return (self.request.prompt + self.output + self._cut)[:length]
 
+    def piece(self, begin: int, end: int) -> bytes:
+        """Bytes of the prompt, or of the completion, by their offsets."""
+        length = len(self.request.prompt)
+        return self.request.prompt[begin:end] if begin < length else bytes(self.output[begin - length : end - length])
+
     def prefilled(self, end: int, logprobs: list[ByteLogprobs], now: float) -> None:
-        """Prompt bytes up to `end` have run; `logprobs` of the prompt bytes that they predicted."""
+        """Known bytes up to `end` have run; `logprobs` of the prompt bytes that they predicted."""
+        was_reading = self.is_reading
         self.fed = end
         self._prompt_logprobs += logprobs
-        if not self.is_prefilling:
+        if was_reading and not self.is_reading:
             self._decoding = now
             if self.params.max_tokens == 0:
                 self.finish("length")
@@ -245,7 +292,69 @@ class LiveRequest:
             self._chunks += chunks
 
     def append(self, byte: int, logprobs: ByteLogprobs | None) -> None:
-        """Takes the next byte of the completion and decides whether it was the last."""
+        """Takes the next byte of the completion and decides whether it was the last. Bytes that have to follow it are
+        taken as well."""
+        self._take(byte, logprobs)
+        if self.structure is not None and self.finish_reason is None:
+            self.structure.push(bytes((byte,)))
+            if self.structure.ready:
+                self.settle(num_unfed=1)
+
+    def settle(self, *, num_unfed: int) -> bool:
+        """Does what the constraint leaves no choice about: it ends, or bytes are taken that have to come.
+
+        num_unfed: bytes of the completion that have not run. Returns whether nothing is to be drawn now.
+        """
+        structure = self.structure
+        assert structure is not None
+        if structure.error is not None:
+            self.finish("error", error=f"the constraint {structure.error}")
+        elif structure.has_ended:
+            self._end()
+        elif structure.forced and self.params.logprobs is None:  # which would be known only once they have run
+            self._force(structure.forced, num_unfed)
+        else:
+            return False
+        return True
+
+    def _force(self, data: bytes, num_unfed: int) -> None:
+        assert self.structure is not None
+        first = len(self.request.prompt) + len(self.output) - num_unfed
+        for index, byte in enumerate(data):
+            if not self._may_follow(data[:index], byte):
+                self.run_dry()
+                return
+            self._take(byte, None)
+            if self.finish_reason is not None:
+                return
+        self.structure.push(data)
+        if num_unfed + len(data) > 1:
+            self.fed, self.known = first, len(self.request.prompt) + len(self.output)
+        if self.structure.ready and (self.structure.error is not None or self.structure.has_ended):
+            self.settle(num_unfed=num_unfed + len(data))
+
+    def _may_follow(self, taken: bytes, byte: int) -> bool:
+        """Whether a byte that the constraint asks for, behind others of its that were taken, may come for all else."""
+        assert self.structure is not None
+        permits = self.structure.permits
+        only = np.zeros(VOCAB_SIZE, dtype=np.bool_)
+        only[byte] = utf8.mask_table()[self.mask_row, byte]
+        return bool(self._filtered(only, lambda coming: permits(taken + coming))[byte])
+
+    def _end(self) -> None:
+        self.finish("stop", stop_reason=EOS if self._ends_at_eos else None)
+
+    def run_dry(self) -> None:
+        """No byte may come: the end, where the constraint allows one or asks for a longer character than may come; an
+        error otherwise."""
+        if self.structure is not None and self.structure.may_end:
+            self._end()
+        elif self.structure is not None and self._structured(utf8.LONGEST).any():
+            self.finish("length")
+        else:
+            self.finish("error", error=_NO_BYTE)
+
+    def _take(self, byte: int, logprobs: ByteLogprobs | None) -> None:
         if byte == EOS and self._ends_at_eos:
             self.finish("stop", stop_reason=EOS)
             return
@@ -286,14 +395,14 @@ class LiveRequest:
         done = self.finish_reason is not None
         holds = not (done or self.params.include_stop_str_in_output)
         until = len(self.output) - (self._matcher.pending if holds else 0)
-        if not (done or until > self._sent or self._chunks or (self._prompt_logprobs and not self.is_prefilling)):
+        if not (done or until > self._sent or self._chunks or (self._prompt_logprobs and not self.is_reading)):
             return None
         data = bytes(self.output[self._sent : until])
         output = Output(
             request_id=self.request_id,
             data=data,
             logprobs=tuple(self._logprobs[: len(data)]),
-            prompt_logprobs=() if self.is_prefilling and not done else tuple(self._prompt_logprobs),
+            prompt_logprobs=() if self.is_reading and not done else tuple(self._prompt_logprobs),
             chunks=tuple(sorted(self._chunks, key=lambda chunk: (chunk.start, chunk.stage))),
             opened=self._opened,
             finish_reason=self.finish_reason,
@@ -316,8 +425,8 @@ class LiveRequest:
             completion_bytes=len(self.output),
             chunks=tuple(self.chunk_counts),
             queue_seconds=(self._admitted if started else now) - self._arrived,
-            prefill_seconds=(now if self.is_prefilling else self._decoding) - self._admitted if started else 0.0,
-            decode_seconds=now - self._decoding if started and not self.is_prefilling else 0.0,
+            prefill_seconds=(now if self.is_reading else self._decoding) - self._admitted if started else 0.0,
+            decode_seconds=now - self._decoding if started and not self.is_reading else 0.0,
             cached_bytes=self._cached,
             park_seconds=self._park_seconds,
             preemptions=self._preemptions,

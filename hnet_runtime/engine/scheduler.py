@@ -277,7 +277,11 @@ class Scheduler:
         self._tick += 1
         self.listens = False
         work: list[Work] = []
-        runnable = [row for row, request in self._live.items() if not request.due and not request.is_prefilling]
+        runnable = [
+            row
+            for row, request in self._live.items()
+            if not request.due and not request.is_prefilling and request.held is None
+        ]
         prompts = [request for request in self._live.values() if request.is_prefilling]
         decoding = bool(runnable) or any(self._lanes)
         if decoding:
@@ -363,8 +367,8 @@ class Scheduler:
                     request.row,
                     request.fed,
                     end,
-                    completes=end == len(request.request.prompt),
-                    snapshot=share == wanted[request],
+                    completes=end == request.known,
+                    snapshot=share == wanted[request] and request.is_reading,
                 )
 
     def _with_pages_for(self, request: LiveRequest, share: int, now: float) -> int:

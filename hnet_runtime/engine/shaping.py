@@ -5,7 +5,7 @@ Both follow from its parameters and its bytes alone. No tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 
 import numpy as np
@@ -72,6 +72,8 @@ class ByteFilter:
         self._may_come_early[list(self._stops if params.ignore_eos else self._stops | {EOS})] = False
         self._lasts = params.allowed_token_ids is not None or bool(params.bad_words)
         self._cuts = [cut for word in params.bad_words for cut in _cuts(word)]
+        # Whether any character that has begun may go on as it likes, as far as single bytes are concerned.
+        self._continues = bool(self._may_come_early[0x80:0xC0].all())
         self._dead_ends_early = _dead_ends(self._may_come_early, frozenset())
         self._dead_ends = _dead_ends(self._may_come, self._stops)
 
@@ -96,8 +98,18 @@ class ByteFilter:
         """Whether it says nothing more once the completion has `length` bytes."""
         return not self._lasts and length >= self._min_tokens
 
-    def allowed(self, output: bytes | bytearray, well_formed: NDArray[np.bool_], state: int) -> NDArray[np.bool_]:
-        """[V] the bytes of `well_formed` that may follow `output`, which ends in `state` of utf8; perhaps none."""
+    def allowed(
+        self,
+        output: bytes | bytearray,
+        well_formed: NDArray[np.bool_],
+        state: int,
+        permits: Callable[[bytes], bool] | None = None,
+    ) -> NDArray[np.bool_]:
+        """[V] the bytes of `well_formed` that may follow `output`, which ends in `state` of utf8; perhaps none.
+
+        permits: whether a constraint lets several bytes come, one after the other; which may be the first of them
+        `well_formed` says as well.
+        """
         banned: dict[bytes, set[int]] = {}  # after what comes next, the bytes that would complete a bad word
         for before, between, last in self._cuts:
             if output.endswith(before):
@@ -113,16 +125,25 @@ class ByteFilter:
                 allowed[self._dead_ends_early[state]] = False
             else:  # a stop byte may come in time
                 doubtful.update(self._dead_ends_early[state])
+            if permits is not None and (doubtful or not self._continues):
+                doubtful.update(byte for byte, following in utf8.followers(state) if following != utf8.START)
             for byte in doubtful:
                 following = utf8.advance(state, byte)
                 if allowed[byte] and following is not None and byte not in self._stops:
-                    allowed[byte] = self._can_end(following, bytes((byte,)), length + 1, banned)
+                    allowed[byte] = self._can_end(following, bytes((byte,)), length + 1, banned, permits)
         return allowed
 
     def _at(self, length: int) -> NDArray[np.bool_]:
         return self._may_come if length >= self._min_tokens else self._may_come_early
 
-    def _can_end(self, state: int, coming: bytes, length: int, banned: dict[bytes, set[int]]) -> bool:
+    def _can_end(
+        self,
+        state: int,
+        coming: bytes,
+        length: int,
+        banned: dict[bytes, set[int]],
+        permits: Callable[[bytes], bool] | None,
+    ) -> bool:
         """Whether a character in `state` can be finished, once `coming` has come and the completion has `length`."""
         if state == utf8.START:
             return True
@@ -130,7 +151,8 @@ class ByteFilter:
         return any(
             may_come[byte]
             and byte not in completing
-            and (byte in self._stops or self._can_end(following, coming + bytes((byte,)), length + 1, banned))
+            and (permits is None or permits(coming + bytes((byte,))))
+            and (byte in self._stops or self._can_end(following, coming + bytes((byte,)), length + 1, banned, permits))
             for byte, following in utf8.followers(state)
         )
 

@@ -11,11 +11,6 @@ import json
 import logging
 import os
 import secrets
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +19,11 @@ from typing import Any, Protocol
 from hnet_runtime.checkpoint.errors import CheckpointError
 from hnet_runtime.checkpoint.locate import DEMO_NAME, demo_directory, exists
 from hnet_runtime.config import BOS, EOS
+from server.limited_process import LimitedProcess, ProcessEnded, TookTooLong
 from server.settings import ServerSettings
-from server.template_worker import receive_frame, send_frame
 
 MAX_TEMPLATE_BYTES = 1 << 18
 RENDER_SECONDS = 2.0
-START_SECONDS = 30.0
 QUEUE_SECONDS = 10.0  # that a chat waits for others' to be rendered
 MAX_NAMED = 12  # participants whose names end a transcript's completion
 
@@ -198,7 +192,7 @@ class JinjaTemplate:
 
     def __init__(self, source: str, name: str) -> None:
         self._name = name
-        self._worker = TemplateProcess(source)
+        self._worker = LimitedProcess("server.template_worker", source)
         self._turn = asyncio.Semaphore(1)
 
     async def render(
@@ -222,7 +216,7 @@ class JinjaTemplate:
         except TimeoutError:
             raise ChatTemplateBusy from None
         try:
-            text = await asyncio.to_thread(self._worker.render, job)
+            text = await asyncio.to_thread(self._render, job)
             if resume:
                 text, found, _ = text.rpartition(end)
                 if not found:
@@ -236,70 +230,18 @@ class JinjaTemplate:
             self._turn.release()
         return Rendered(data.replace(bos.encode(), bytes((BOS,))).replace(eos.encode(), bytes((EOS,))))
 
-    def close(self) -> None:
-        self._worker.close()
-
-
-class TemplateProcess:
-    """The parent's half of `server.template_worker`: started when it is needed, killed when it takes too long."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: socket.socket | None = None
-        self._lock = threading.Lock()
-
-    def render(self, variables: Mapping[str, Any]) -> str:
-        """Blocks for RENDER_SECONDS at most, and a start before it. Raises ChatTemplateError."""
-        with self._lock:
-            try:
-                connection = self._connection or self._start()
-                deadline = time.monotonic() + RENDER_SECONDS
-                connection.settimeout(RENDER_SECONDS)
-                send_frame(connection, variables)
-                connection.settimeout(max(0.01, deadline - time.monotonic()))
-                answer = receive_frame(connection)
-            except RecursionError:  # before a byte was sent
-                raise ChatTemplateError("chat_template_kwargs are nested too deeply") from None
-            except TimeoutError:
-                self._end()
-                raise ChatTemplateError(f"took more than {RENDER_SECONDS:g} s") from None
-            except (EOFError, OSError):
-                self._end()
-                raise ChatTemplateError("ended its process: it takes too much memory or time") from None
+    def _render(self, job: Mapping[str, Any]) -> str:
+        try:
+            answer = self._worker.ask(job, RENDER_SECONDS)
+        except RecursionError:
+            raise ChatTemplateError("chat_template_kwargs are nested too deeply") from None
+        except TookTooLong:
+            raise ChatTemplateError(f"took more than {RENDER_SECONDS:g} s") from None
+        except ProcessEnded:
+            raise ChatTemplateError("ended its process: it takes too much memory or time") from None
         if "error" in answer:
             raise ChatTemplateError(answer["error"])
         return str(answer["text"])
 
     def close(self) -> None:
-        """Ends the process, a rendering included."""
-        if self._process is not None:
-            self._process.kill()
-        with self._lock:
-            self._end()
-
-    def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.template_worker"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-                start_new_session=True,  # the terminal's Ctrl-C is for the server
-            )
-        self._connection = ours
-        ours.settimeout(START_SECONDS)
-        receive_frame(ours)
-        send_frame(ours, self._source)
-        return ours
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._worker.close()

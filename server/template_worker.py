@@ -1,49 +1,22 @@
 """`python -m server.template_worker`: a process that renders one Jinja template, and may be killed for it.
 
-A template is a program of whoever made the model. Jinja's sandbox keeps it from the machine; nothing in one process
-bounds its time and memory, so it runs here, under limits of the system, and the parent ends it when it takes too long.
-Knows Jinja and a socket; knows no messages, no HTTP and nothing else of the server.
+A template is a program of whoever made the model. Jinja's sandbox keeps it from the machine, the limits of
+`server.limited_process` from its time and memory. Knows Jinja, and nothing of the server.
 
-Frames of four bytes of length, then JSON. The parent is told `{}` once, sends the template's source, and gets
-`{"text"}` or `{"error"}` for each job of variables.
+The subject is the template's source; a job is its variables, answered by `{"text"}` or `{"error"}`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-MEMORY_BYTES = 1 << 29  # that a rendering may take
-CPU_SECONDS = 10  # that one may take where no parent is left to end it
+from server.limited_process import serve
+
 MAX_RENDERED = 1 << 23  # characters
 MAX_MESSAGE = 500  # characters of an error
-
-
-def send_frame(connection: socket.socket, document: Any) -> None:
-    data = json.dumps(document).encode()
-    connection.sendall(len(data).to_bytes(4, "big") + data)
-
-
-def receive_frame(connection: socket.socket) -> Any:
-    """One document; raises EOFError when the other side is gone."""
-    size = int.from_bytes(_receive(connection, 4), "big")
-    return json.loads(_receive(connection, size))
-
-
-def _receive(connection: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        part = connection.recv(min(size - len(data), 1 << 20))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
 
 
 class Renderer:
@@ -117,49 +90,25 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
-def _limit_memory() -> None:
-    if sys.platform == "linux":
-        import resource
+def prepare(source: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
+    """What renders a template. One that cannot be read is found out by the first job."""
+    renderer: Renderer | None = None
 
-        with open("/proc/self/statm", encoding="ascii") as file:
-            held = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, resource.RLIM_INFINITY))
+    def answer(variables: Mapping[str, Any]) -> dict[str, str]:
+        nonlocal renderer
+        try:
+            renderer = renderer or Renderer(source)
+            return {"text": renderer.render(variables)}
+        except Exception as error:  # noqa: BLE001  a template can raise anything
+            return {"error": explain(error)}
 
-
-def _limit_time() -> None:
-    if sys.platform != "win32":
-        import resource
-
-        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        _, most = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used) + CPU_SECONDS, most))
+    return answer
 
 
 def main() -> None:
     import jinja2.sandbox  # noqa: F401  before the limits, and before the parent begins to count
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to a whole service at once; the server drains first
-    connection = socket.socket(fileno=os.dup(0))
-    send_frame(connection, {})
-    source = receive_frame(connection)
-    _limit_memory()
-    renderer: Renderer | None = None
-    while True:
-        try:
-            variables = receive_frame(connection)
-        except (EOFError, OSError):  # the parent is gone
-            return
-        _limit_time()
-        try:
-            renderer = renderer or Renderer(source)
-            answer = {"text": renderer.render(variables)}
-        except Exception as error:  # noqa: BLE001  a template can raise anything
-            answer = {"error": explain(error)}
-        try:
-            send_frame(connection, answer)
-        except OSError:
-            return
+    serve(prepare)
 
 
 if __name__ == "__main__":

@@ -228,7 +228,8 @@ async def test_a_closed_template_has_no_process_left(jinja: Callable[[str], Jinj
 
 def source_of(template: ChatTemplate) -> str:
     assert isinstance(template, JinjaTemplate)
-    return template._worker._source
+    subject: str = template._worker._subject
+    return subject
 
 
 @pytest.mark.parametrize("model", [None, "demo", "random:hnet_1stage_L", "owner/name"])

@@ -29,7 +29,6 @@ from server.metrics import Metrics
 from server.request_id import RequestIds
 from server.service import Service
 from server.settings import ServerSettings
-from server.sse import FlushPace
 
 log = logging.getLogger("hnet.server")
 
@@ -46,7 +45,7 @@ def build_service(settings: ServerSettings, transport: Transport) -> tuple[Servi
         request_timeout=settings.request_timeout,
     )
     admission = Admission(client, backlog, settings)
-    return Service(settings, client, admission, FlushPace(settings.stream_flush_ms / 1000)), metrics
+    return Service(settings, client, admission), metrics
 
 
 def build_app(service: Service, metrics: Metrics) -> ASGIApp:

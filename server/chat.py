@@ -32,7 +32,7 @@ from server.conversation import Conversation
 from server.responses import described
 from server.schemas import CompletionRequest, GenerationRequest, ignored_header, parse, request_body
 from server.service import Service
-from server.sse import EventStream, event
+from server.sse import EventStream
 from server.text import BYTE_KEYS, TOKEN_ID_KEYS
 from server.unsupported import UNSUPPORTED, Unsupported
 
@@ -203,7 +203,7 @@ class ChatJob(CompletionJob):
             extra["usage"] = usage(self._firsts, [choice])
         elif options is not None and options.include_usage:
             extra["usage"] = None
-        return b"".join(event(msgspec.json.encode({**self._head(), "choices": [item], **extra})) for item in told)
+        return b"".join([self._template.event({"choices": [item], **extra}) for item in told])
 
     def _told(self, shown: dict[str, Any], **words: dict[str, Any]) -> dict[str, Any]:
         """A completion's choice as a chat's, and what only this server adds as it is."""

@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ from server.request_id import acceptable
 from server.responses import CompletionAnswer, described
 from server.schemas import MAX_N, CompletionRequest, GenerationRequest, Prompt, ignored_header, parse, request_body
 from server.service import Service
-from server.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, EventStream, Write, disconnected, end, event
+from server.sse import EventStream, EventTemplate, Write, disconnected, end
 
 DEFAULT_MAX_TOKENS = 16
 MANY_NUMBERS = 2**16  # log-probabilities; a longer answer is put together beside the event loop
@@ -204,30 +205,12 @@ class CompletionJob:
 
     async def write_events(self, stream: OutputStream, write: Write) -> None:
         """Writes the events of a request that streams, but `[DONE]`."""
-        pace, clock = self._service.pace, time.perf_counter
         options = self._request.stream_options
-        pace.live += 1
-        written = clock()
-        try:
-            while True:
-                outputs = await stream.take(KEEP_ALIVE_SECONDS)
-                if not outputs and stream.ended:
-                    break
-                began = clock()
-                data = b"".join(self._event(choice) for choice in self._add(outputs))
-                if data:
-                    await write(data)
-                    pace.measure(clock() - began)
-                    written = clock()
-                elif began - written >= KEEP_ALIVE_SECONDS:
-                    await write(KEEP_ALIVE)
-                    written = began
-                if pace.gather_seconds > 0 and not stream.ended:
-                    await asyncio.sleep(pace.gather_seconds)
-        finally:
-            pace.live -= 1
+        async for outputs in stream:
+            if data := b"".join([self._event(choice) for choice in self._add(outputs)]):
+                await write(data)
         if options is not None and options.include_usage:
-            await write(event(msgspec.json.encode({**self._head(), "choices": [], "usage": self._usage()})))
+            await write(self._template.event({"choices": [], "usage": self._usage()}))
 
     def _add(self, outputs: Sequence[messages.Output]) -> list[Choice]:
         touched = []
@@ -243,13 +226,17 @@ class CompletionJob:
         shown = choice.take()
         if shown is None:
             return b""
-        document = {**self._head(), "choices": [shown]}
+        fields: dict[str, Any] = {"choices": [shown]}
         options = self._request.stream_options
         if options is not None and options.continuous_usage_stats:
-            document["usage"] = usage([self._firsts[choice.index // self._candidates]], [choice])
+            fields["usage"] = usage([self._firsts[choice.index // self._candidates]], [choice])
         elif options is not None and options.include_usage:
-            document["usage"] = None
-        return event(msgspec.json.encode(document))
+            fields["usage"] = None
+        return self._template.event(fields)
+
+    @cached_property
+    def _template(self) -> EventTemplate:
+        return EventTemplate(self._head())
 
     def _head(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal, Protocol
 
+import msgspec
+
 from hnet_runtime.engine.messages import (
     Abort,
     EngineFailure,
@@ -30,7 +32,7 @@ from hnet_runtime.engine.messages import (
     Usage,
 )
 from server.errors import ApiError, engine_failed
-from server.output_stream import OutputStream
+from server.output_stream import OutputStream, joined
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
 STOP_SECONDS = 3.0  # for an engine to end by itself before it is killed
@@ -56,7 +58,10 @@ class Transport(Protocol):
 
 
 class Observer(Protocol):
-    """Who counts: is told of every request's beginning and end, of every tick and of every engine's end."""
+    """Who counts: is told of every request's beginning and end, of every tick and of every engine's end.
+
+    A tick may stand for several that came together; it has one Output a request.
+    """
 
     def submitted(self, request: Request, now: float) -> None: ...
 
@@ -185,8 +190,9 @@ class EngineClient:
         match message:
             case Tick():
                 self.stats = message.stats
-                self._observer.tick(message, now)
-                for output in message.outputs:
+                tick = msgspec.structs.replace(message, outputs=tuple(joined(message.outputs)))
+                self._observer.tick(tick, now)
+                for output in tick.outputs:
                     self._deliver(output, now)
             case EngineInfo():
                 self._loaded(message, now)

@@ -1,9 +1,9 @@
 """The engine in a process of its own: `python -m server.engine_process`, and the parent's half.
 
 Python's lock is never shared between HTTP and the model, and an engine that crashes is an
-error message here, not a dead port. Two ZeroMQ pipes over sockets in a private directory, one
-msgpack message a tick, sent by a thread beside the model's. The child ends when the parent does,
-whatever the parent died of.
+error message here, not a dead port. Two ZeroMQ pipes over sockets in a private directory, a
+msgpack message for each tick or for several, sent by a thread beside the model's (`server.sender`).
+The child ends when the parent does, whatever the parent died of.
 """
 
 from __future__ import annotations
@@ -42,11 +42,19 @@ _encoder = msgspec.msgpack.Encoder()
 class EngineProcess:
     """Transport to an engine in a child process.
 
-    `environment` is added to the child's; `log_level` is a name of `logging`.
+    `flush_seconds`: how long ticks are gathered under load; `log_level` is a name of `logging`; `environment` is added
+    to the child's.
     """
 
-    def __init__(self, launch: EngineLaunch, log_level: str = "info", environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        launch: EngineLaunch,
+        flush_seconds: float = 0.0,
+        log_level: str = "info",
+        environment: dict[str, str] | None = None,
+    ):
         self._launch = launch
+        self._flush_seconds = flush_seconds
         self._log_level = log_level
         self._environment = environment or {}
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
@@ -87,6 +95,7 @@ class EngineProcess:
             to_engine=to_engine,
             from_engine=from_engine,
             parent=os.getpid(),
+            flush_seconds=self._flush_seconds,
             log_level=self._log_level,
         )
         self._process = subprocess.Popen(
@@ -159,6 +168,7 @@ class ChildCall(msgspec.Struct, frozen=True, kw_only=True):
     to_engine: str
     from_engine: str
     parent: int
+    flush_seconds: float
     log_level: str
 
 
@@ -175,7 +185,8 @@ def run_engine_process(call: ChildCall, loading: AbstractContextManager[Progress
     outbox = context.socket(zmq.PUSH)
     outbox.set_hwm(0)
     outbox.connect(call.from_engine)
-    sender = Sender(outbox)
+    encoder = msgspec.msgpack.Encoder()
+    sender = Sender(lambda message: outbox.send(encoder.encode(message)), call.flush_seconds)
     checked = time.monotonic()
 
     def receive(timeout: float) -> Sequence[FromClient]:

@@ -15,15 +15,20 @@ from functools import partial
 
 from hnet_runtime.engine.messages import FromClient, FromEngine, Shutdown
 from server.engine_loop import EngineLaunch, serve_engine
+from server.sender import Sender
 
 LEAST_SECONDS = 0.5  # for a thread that has failed to come to its end
 
 
 class EngineThread:
-    """Transport to an engine in a daemon thread; messages cross as objects, nothing is encoded."""
+    """Transport to an engine in a daemon thread; messages cross as objects, nothing is encoded.
 
-    def __init__(self, launch: EngineLaunch) -> None:
+    `flush_seconds`: how long ticks are gathered under load.
+    """
+
+    def __init__(self, launch: EngineLaunch, flush_seconds: float = 0.0) -> None:
         self._launch = launch
+        self._flush_seconds = flush_seconds
         self._inbox: queue.SimpleQueue[FromClient] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -38,10 +43,11 @@ class EngineThread:
                 loop.call_soon_threadsafe(function, *arguments)
 
         def run() -> None:
+            sender = Sender(partial(call, on_message), self._flush_seconds)
             try:
-                receive = partial(_receive, inbox)
-                serve_engine(self._launch, receive, lambda message: call(on_message, message))
+                serve_engine(self._launch, partial(_receive, inbox), sender.put)
             finally:
+                sender.close()
                 call(on_exit, "the engine's thread has ended")
 
         self._thread = threading.Thread(target=run, name="hnet-engine", daemon=True)

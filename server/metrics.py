@@ -119,6 +119,8 @@ class Metrics:
             if output.opened:
                 if live.chunk:
                     self.inter_chunk_latency.observe((now - live.chunk) / output.opened, output.opened)
+                else:
+                    self.inter_chunk_latency.observe(0.0, output.opened - 1)
                 live.chunk = now
             if not output.data:
                 continue
@@ -127,6 +129,7 @@ class Metrics:
                 live.first = now
                 self._backlog.has_read(output.request_id)
                 self.time_to_first_byte.observe(now - live.submitted)
+                self.inter_byte_latency.observe(0.0, gained - 1)  # what comes with the first comes no later than it
             else:
                 self.inter_byte_latency.observe((now - live.last) / gained, gained)
             live.num_bytes += gained

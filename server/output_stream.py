@@ -6,9 +6,9 @@ Knows messages and time; no engine, no HTTP and no text. Everything here runs on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-from hnet_runtime.engine.messages import ByteLogprobs, Chunk, Output
+from hnet_runtime.engine.messages import Output
 from server.errors import ApiError, request_timeout
 
 
@@ -23,7 +23,7 @@ class OutputStream:
     def __init__(self, abort: Callable[[Iterable[str]], None], request_ids: list[str]) -> None:
         self._abort = abort
         self._live = set(request_ids)
-        self._gained: dict[str, _Gain] = {}
+        self._gained: list[Output] = []
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._patient = False  # wake the reader only when all is there
@@ -53,32 +53,26 @@ class OutputStream:
         while outputs := await self.take():
             yield outputs
 
-    async def take(self, timeout: float | None = None) -> list[Output]:
-        """What has been gained since the last call, waiting for it where there is nothing.
-
-        Empty when all requests have ended, or when `timeout` seconds went by in silence.
-        """
+    async def take(self) -> list[Output]:
+        """What has been gained since the last call, waiting for it where there is nothing; empty at the end."""
         if not self._gained and self._live and self._error is None:
-            await self._wait(timeout)
+            await self._wait()
         if self._error is not None and not self._gained:
             raise self._error
-        gained, self._gained = self._gained, {}
-        return [gain.output(request_id) for request_id, gain in gained.items()]
+        gained, self._gained = self._gained, []
+        return joined(gained) if len(gained) > 1 else gained
 
     async def until_ended(self) -> None:
         """Waits until every request has ended; `take` then gives all of it at once. Raises as `take` does."""
         self._patient = True
         while self._live and self._error is None:
-            await self._wait(None)
+            await self._wait()
         if self._error is not None:
             raise self._error
 
     def push(self, output: Output) -> None:
         """Adds what one request gained (called by the client)."""
-        gain = self._gained.get(output.request_id)
-        if gain is None:
-            gain = self._gained[output.request_id] = _Gain()
-        gain.add(output)
+        self._gained.append(output)
         if output.finish_reason is not None:
             self._live.discard(output.request_id)
             if not self._live:
@@ -109,47 +103,35 @@ class OutputStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _wait(self, timeout: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = None if timeout is None else loop.call_later(timeout, self._wake)
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
-            if timer is not None:
-                timer.cancel()
             self._waiter = None
 
 
-class _Gain:
-    """Outputs of one request, merged; the first one is kept as it is, for most are never merged."""
+def joined(outputs: Iterable[Output]) -> list[Output]:
+    """One Output a request, with all that those of the request say."""
+    parts: dict[str, list[Output]] = {}
+    for output in outputs:
+        parts.setdefault(output.request_id, []).append(output)
+    return [_one(same) for same in parts.values()]
 
-    def __init__(self) -> None:
-        self._parts: list[Output] = []
 
-    def add(self, output: Output) -> None:
-        self._parts.append(output)
-
-    def output(self, request_id: str) -> Output:
-        if len(self._parts) == 1:
-            return self._parts[0]
-        logprobs: list[ByteLogprobs] = []
-        prompt_logprobs: list[ByteLogprobs] = []
-        chunks: list[Chunk] = []
-        for part in self._parts:
-            logprobs += part.logprobs
-            prompt_logprobs += part.prompt_logprobs
-            chunks += part.chunks
-        last = self._parts[-1]
-        return Output(
-            request_id=request_id,
-            data=b"".join([part.data for part in self._parts]),
-            logprobs=tuple(logprobs),
-            prompt_logprobs=tuple(prompt_logprobs),
-            chunks=tuple(chunks),
-            opened=sum(part.opened for part in self._parts),
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason,
-            error=last.error,
-            usage=last.usage,
-        )
+def _one(parts: Sequence[Output]) -> Output:
+    last = parts[-1]
+    if len(parts) == 1:
+        return last
+    return Output(
+        request_id=last.request_id,
+        data=b"".join([part.data for part in parts]),
+        logprobs=tuple(entry for part in parts for entry in part.logprobs),
+        prompt_logprobs=tuple(entry for part in parts for entry in part.prompt_logprobs),
+        chunks=tuple(chunk for part in parts for chunk in part.chunks),
+        opened=sum(part.opened for part in parts),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        error=last.error,
+        usage=last.usage,
+    )

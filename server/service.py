@@ -1,4 +1,4 @@
-"""What the routes share: the engine's client, the gate, the pace of streams, the settings."""
+"""What the routes share: the engine's client, the gate, the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from server.admission import Admission
 from server.engine_client import EngineClient
 from server.errors import model_not_found
 from server.settings import ServerSettings
-from server.sse import FlushPace
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class Service:
     settings: ServerSettings
     client: EngineClient
     admission: Admission
-    pace: FlushPace
 
     @property
     def info(self) -> EngineInfo:

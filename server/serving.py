@@ -42,8 +42,11 @@ class Server:
     def __init__(self, settings: ServerSettings, launch: EngineLaunch) -> None:
         self._settings = settings
         self._socket = bind(settings.host, settings.port)
+        flush_seconds = settings.stream_flush_ms / 1000
         transport: Transport = (
-            EngineThread(launch) if settings.in_process else EngineProcess(launch, log_level=settings.log_level)
+            EngineThread(launch, flush_seconds)
+            if settings.in_process
+            else EngineProcess(launch, flush_seconds, settings.log_level)
         )
         self.service, metrics = build_service(settings, transport)
         config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""Server-sent events: their bytes, their pace, and a response that notices when nobody reads it.
+"""Server-sent events: their bytes, a response of them, and its signs of life while they are silent.
 
 Knows nothing of what the events say.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -17,7 +20,6 @@ from server.errors import ApiError, internal
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 15.0
 DONE = b"data: [DONE]\n\n"
-LOAD_SHARE = 0.5  # of the process's time, what flushing may take before streams begin to gather
 
 log = logging.getLogger("hnet.server")
 
@@ -29,11 +31,23 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+class EventTemplate:
+    """Events that all begin with the fields of `head`, which are encoded once."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        self._begin = b"data: " + msgspec.json.encode(head)[:-1] + b","
+
+    def event(self, fields: dict[str, Any]) -> bytes:
+        """One event of the head's fields and these, of which there is one at least."""
+        return self._begin + msgspec.json.encode(fields)[1:] + b"\n\n"
+
+
 class EventStream(Response):
     """A response whose events `produce(write)` writes; it ends with `[DONE]`, whatever happens.
 
-    An error after the headers becomes an event. When the client goes away `produce` is cancelled.
-    `close` is called in every case, even where `produce` was never begun.
+    An error after the headers becomes an event; a comment says after every KEEP_ALIVE_SECONDS of silence that we live.
+    When the client goes away `produce` is cancelled. `close` is called in every case, even where `produce` was never
+    begun.
     """
 
     media_type = "text/event-stream"
@@ -55,49 +69,53 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            producer = asyncio.create_task(self._run(send))
+            writer = _Writer(send)
+            producer = asyncio.create_task(self._run(writer))
             watcher = asyncio.create_task(disconnected(receive))
+            keeper = asyncio.create_task(writer.keep_alive())
             try:
                 await asyncio.wait({producer, watcher}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await end(producer, watcher)
+                await end(producer, watcher, keeper)
         finally:
             self._close()
 
-    async def _run(self, send: Send) -> None:
-        async def write(data: bytes) -> None:
-            message: Message = {"type": "http.response.body", "body": data, "more_body": True}
-            await send(message)
-
+    async def _run(self, writer: _Writer) -> None:
         try:
-            await self._produce(write)
+            await self._produce(writer.write)
         except ApiError as error:
-            await write(event(error.encode()))
+            await writer.write(event(error.encode()))
         except Exception:
             log.exception("request %s failed in its stream", self._request_id)
-            await write(event(internal(self._request_id).encode()))
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await writer.write(event(internal(self._request_id).encode()))
+        await writer.write(DONE, more=False)
 
 
-class FlushPace:
-    """How long a stream gathers before it writes again, so that HTTP costs what the process can spare.
+class _Writer:
+    """One body's way out."""
 
-    With one stream, or while writing is cheap against the engine's ticks, nothing is held back;
-    the more streams there are and the dearer a write, the longer they gather, up to `limit` seconds.
-    """
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._written = time.monotonic()
+        self._is_writing = False
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self.live = 0
-        self._cost = 0.0  # seconds a flush takes, a moving average
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Returns once there is room for what comes next."""
+        self._is_writing = True
+        message: Message = {"type": "http.response.body", "body": data, "more_body": more}
+        await self._send(message)
+        self._is_writing, self._written = not more, time.monotonic()
 
-    def measure(self, seconds: float) -> None:
-        """Notes what a flush took."""
-        self._cost += 0.1 * (min(seconds, self.limit) - self._cost)
-
-    @property
-    def gather_seconds(self) -> float:
-        return min(self.limit, max(0, self.live - 1) * self._cost / LOAD_SHARE)
+    async def keep_alive(self) -> None:
+        """Writes a comment whenever nothing else has been for a while; not to who does not read what there is."""
+        while True:
+            remaining = self._written + KEEP_ALIVE_SECONDS - time.monotonic()
+            if remaining > 0:
+                await asyncio.sleep(remaining)
+            elif self._is_writing:
+                await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            else:
+                await self.write(KEEP_ALIVE)
 
 
 async def disconnected(receive: Receive) -> None:

@@ -110,10 +110,16 @@ async def test_a_stream_ends_when_all_its_requests_have(client: EngineClient, wi
     assert client.num_live == 0
 
 
-async def test_silence_gives_nothing_after_the_timeout(client: EngineClient) -> None:
-    stream = submit(client, "a")
-    assert await stream.take(0.01) == []
-    assert not stream.ended
+async def test_a_tick_that_stands_for_several_is_told_as_one_output_a_request(
+    client: EngineClient, wire: Wire, metrics: Metrics
+) -> None:
+    stream = submit(client, "a", "b")
+    parts = [Output(request_id=name, data=data) for name, data in (("a", b"x"), ("b", b"1"), ("a", b"y"), ("a", b"z"))]
+    wire.say(Tick(outputs=tuple(parts)))
+    assert [(output.request_id, output.data) for output in await stream.take()] == [("a", b"xyz"), ("b", b"1")]
+    wire.say(Tick(outputs=(*parts[2:], Output(request_id="b", data=b"2"))))
+    assert sum(metrics.time_to_first_byte.counts) == 2
+    assert sum(metrics.inter_byte_latency.counts) == 5  # all but each request's first
 
 
 async def test_a_reader_waiting_for_the_end_gets_it_all_at_once(client: EngineClient, wire: Wire) -> None:

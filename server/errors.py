@@ -13,12 +13,14 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+MAX_MESSAGE = 1000  # characters; what a client sent is not said again at any length
+
 
 class ApiError(Exception):
     """One error for one client.
 
-    `param` is the dotted name of the parameter at fault, `code` a word a program can test for,
-    `retry_after` whole seconds for the header of that name.
+    `message` is cut in its middle where it is long. `param` is the dotted name of the parameter at fault, `code` a word
+    a program can test for, `retry_after` whole seconds for the header of that name.
     """
 
     def __init__(
@@ -32,9 +34,9 @@ class ApiError(Exception):
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE // 2]} … {message[-200:]}"
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.type = type
         self.param = param
         self.code = code

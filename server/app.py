@@ -23,12 +23,14 @@ from server.admission import Admission, Backlog
 from server.auth import ApiKey, KeyRing
 from server.body_limit import BodyLimit
 from server.chat_templates import ChatTemplate, find_template
-from server.engine_client import EngineClient, Transport
+from server.engine_client import EngineClient, Observer, Transport
 from server.errors import ApiError, internal
 from server.metrics import Metrics
+from server.observers import Observers
 from server.request_id import RequestIds
 from server.service import Service
 from server.settings import ServerSettings
+from server.structured import ConstraintChecker
 
 log = logging.getLogger("hnet.server")
 
@@ -37,15 +39,22 @@ def build_service(settings: ServerSettings, transport: Transport) -> tuple[Servi
     """Wires up one server around a way to its engine; nothing is started yet."""
     backlog = Backlog()
     metrics = Metrics(backlog)
+    observer: Observer = metrics
+    tracing = None
+    if settings.otlp_traces_endpoint is not None:
+        from server.tracing import open_tracing  # what it imports need not be installed
+
+        tracing = open_tracing(settings.otlp_traces_endpoint)
+        observer = Observers(metrics, tracing)
     client = EngineClient(
         transport,
-        metrics,
+        observer,
         engine_timeout=settings.engine_timeout,
         max_restarts=settings.max_engine_restarts,
         request_timeout=settings.request_timeout,
     )
     admission = Admission(client, backlog, settings)
-    return Service(settings, client, admission), metrics
+    return Service(settings, client, admission, ConstraintChecker(), tracing), metrics
 
 
 def build_app(service: Service, metrics: Metrics) -> ASGIApp:
@@ -78,19 +87,24 @@ def build_app(service: Service, metrics: Metrics) -> ASGIApp:
             allow_headers=("*",),
             expose_headers=("x-request-id", "x-ignored-params", "retry-after", "retry-after-ms"),
         )
+    if service.tracing is not None:
+        app = service.tracing.layer(app)
     return RequestIds(app)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    client: EngineClient = app.state.service.client
-    client.start()
+    service: Service = app.state.service
+    service.client.start()
     try:
         yield
     finally:
-        await client.stop()
+        await service.client.stop()
+        if service.tracing is not None:
+            await service.tracing.close()
         template: ChatTemplate = app.state.chat_template
         await asyncio.to_thread(template.close)
+        await asyncio.to_thread(service.constraints.close)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from hnet_runtime.engine.messages import Constraint
 from server import errors
 from server.chat_shapes import ChatAnswer
 from server.chat_templates import ChatTemplate, Rendered
@@ -33,6 +33,7 @@ from server.responses import described
 from server.schemas import CompletionRequest, GenerationRequest, ignored_header, parse, request_body
 from server.service import Service
 from server.sse import EventStream
+from server.strict_model import wrong
 from server.text import BYTE_KEYS, TOKEN_ID_KEYS
 from server.unsupported import UNSUPPORTED, Unsupported
 
@@ -94,9 +95,9 @@ class ChatRequest(Conversation, GenerationRequest):
     @model_validator(mode="after")
     def _agreement(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise PydanticCustomError("top_logprobs", "top_logprobs: only allowed when logprobs is true")
+            raise wrong("top_logprobs", "only allowed when logprobs is true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise PydanticCustomError("max_tokens", "max_tokens: differs from max_completion_tokens")
+            raise wrong("max_tokens", "differs from max_completion_tokens")
         return self
 
     def completion(self, rendered: Rendered, max_model_len: int) -> CompletionRequest:
@@ -151,7 +152,7 @@ async def create_chat_completion(request: Request) -> Response:
     service.check_model(chat.model)
     rendered = await chat.render(template)
     completion = chat.completion(rendered, service.info.max_model_len)
-    job = ChatJob(service, completion, request.state.request_id)
+    job = ChatJob(service, completion, request.state.request_id, await service.constraint(completion))
     service.admission.check(len(job.requests))
     headers = ignored_header([*unknown, *chat.ignored(template)])
     if chat.stream:
@@ -167,8 +168,10 @@ async def create_chat_completion(request: Request) -> Response:
 class ChatJob(CompletionJob):
     """A completion whose choices are told as messages. Its id is the completion's with `chat` before it."""
 
-    def __init__(self, service: Service, completion: CompletionRequest, request_id: str) -> None:
-        super().__init__(service, completion, request_id)
+    def __init__(
+        self, service: Service, completion: CompletionRequest, request_id: str, constraint: Constraint | None
+    ) -> None:
+        super().__init__(service, completion, request_id, constraint)
         self._begun: set[int] = set()  # choices whose role has been said
 
     def _head(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from hnet_runtime.config import BOS, VOCAB_SIZE
 from hnet_runtime.engine import messages
+from hnet_runtime.engine.request import can_begin
 from server import errors
 from server.choice import Choice, ChoiceOptions
 from server.output_stream import OutputStream
@@ -53,7 +54,8 @@ async def create_completion(request: Request) -> Response:
     service.admission.check()
     completion, unknown = parse(body, CompletionRequest)
     service.check_model(completion.model)
-    job = CompletionJob(service, completion, request.state.request_id)
+    constraint = await service.constraint(completion)
+    job = CompletionJob(service, completion, request.state.request_id, constraint)
     service.admission.check(len(job.requests))
     headers = ignored_header(unknown)
     if completion.stream:
@@ -69,12 +71,19 @@ async def create_completion(request: Request) -> Response:
 class CompletionJob:
     """One request for completions: the engine's requests it becomes and the choices they fill."""
 
-    def __init__(self, service: Service, completion: CompletionRequest, request_id: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        completion: CompletionRequest,
+        request_id: str,
+        constraint: messages.Constraint | None = None,
+    ) -> None:
         self._service = service
         self._request = completion
         self.request_id = request_id
         self.id = f"cmpl-{acceptable(completion.request_id) or request_id}"
         self._created = int(time.time())
+        self._is_constrained = constraint is not None
         self._numbers = 0  # log-probabilities in the answer, at most
         self._prompts = [self._prompt(prompt) for prompt in completion.prompt]
         self._candidates = completion.best_of or completion.n  # of each prompt
@@ -83,6 +92,7 @@ class CompletionJob:
             completion,
             logprobs=0 if ranks and completion.logprobs is None else completion.logprobs,
             prompt_logprobs=self._prompt_logprobs(),
+            constraint=constraint,
         )
         options = ChoiceOptions(
             echo=completion.echo,
@@ -138,6 +148,10 @@ class CompletionJob:
             )
         allowed = []
         for prompt in self._prompts:
+            if self._is_constrained and not can_begin(prompt, completion.utf8):
+                raise errors.invalid(
+                    "prompt: ends inside a character, behind which nothing structured can come", "prompt"
+                )
             asked = completion.max_tokens
             if len(prompt) > limit or (len(prompt) == limit and asked != 0):
                 raise errors.invalid(
@@ -280,7 +294,11 @@ def _all_bytes(alternatives: int | None) -> int | None:
 
 
 def sampling_params(
-    request: GenerationRequest, *, logprobs: int | None, prompt_logprobs: int | None = None
+    request: GenerationRequest,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    constraint: messages.Constraint | None = None,
 ) -> messages.SamplingParams:
     """How the rows of a request are decoded; `max_tokens` and `choice` are each row's own. A seed is drawn where none
     is asked for."""
@@ -304,6 +322,7 @@ def sampling_params(
         include_stop_str_in_output=request.include_stop_str_in_output,
         ignore_eos=request.ignore_eos,
         utf8=request.utf8,
+        constraint=constraint,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         return_chunks=request.return_chunks,

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from hnet_runtime.config import BOS
 from server import errors
 from server.chat_templates import RESERVED, ChatTemplate, ChatTemplateBusy, ChatTemplateError, Rendered
-from server.schemas import StrictModel, invalid_value, utf8
+from server.strict_model import StrictModel, invalid_value, utf8, wrong
 
 MAX_MESSAGES = 4096
 MAX_NAME = 64
@@ -127,11 +126,9 @@ class Conversation(StrictModel):
     def _one_end(self) -> Self:
         if self.continue_final_message:
             if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
-                what = "continue_final_message: not allowed when add_generation_prompt is true"
-                raise PydanticCustomError("continue_final_message", "{what}", {"what": what})
+                raise wrong("continue_final_message", "not allowed when add_generation_prompt is true")
             if self.messages[-1].content is None:
-                what = "continue_final_message: the last message has no content to go on from"
-                raise PydanticCustomError("continue_final_message", "{what}", {"what": what})
+                raise wrong("continue_final_message", "the last message has no content to go on from")
         return self
 
     def ignored(self, template: ChatTemplate) -> list[str]:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 
 from hnet_runtime.engine.messages import EngineStats, FinishReason, Request, Tick, Usage
 from server.admission import Backlog
-from server.request_log import log_finished
+from server.request_log import log_finished, trace_id
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -51,7 +51,7 @@ class Histogram:
 class _Live:
     """Times of one request that runs."""
 
-    __slots__ = ("chunk", "first", "last", "num_bytes", "prompt_bytes", "submitted")
+    __slots__ = ("chunk", "first", "last", "num_bytes", "prompt_bytes", "submitted", "trace")
 
     def __init__(self, submitted: float, prompt_bytes: int) -> None:
         self.submitted = submitted
@@ -60,6 +60,7 @@ class _Live:
         self.last = 0.0
         self.chunk = 0.0  # when the completion's newest chunk was opened; 0 before its first
         self.num_bytes = 0
+        self.trace = trace_id.get()
 
 
 class Metrics:
@@ -157,6 +158,7 @@ class Metrics:
             prompt_bytes=live.prompt_bytes,
             completion_bytes=live.num_bytes,
             seconds=now - live.submitted,
+            trace=live.trace,
         )
 
     def engine_ended(self) -> None:

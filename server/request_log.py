@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+from contextvars import ContextVar
 
 from hnet_runtime.engine.messages import FinishReason, Usage
 
 _QUOTED = frozenset(' "=\\')
 
 log = logging.getLogger("hnet.request")
+
+# Of the HTTP request that is being answered, in hexadecimal; None where requests are not traced.
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 
 
 def log_finished(
@@ -24,10 +28,12 @@ def log_finished(
     prompt_bytes: int,
     completion_bytes: int,
     seconds: float,
+    trace: str | None = None,
 ) -> None:
     """Logs the end of a request that `seconds` ago was sent to the engine.
 
     The counts are the server's own; they are shown where the engine left no usage: it refused the request, or failed.
+    `trace` is the id of the trace that it is part of.
     """
     if not log.isEnabledFor(logging.INFO):
         return
@@ -45,6 +51,8 @@ def log_finished(
             f" park_seconds={_figures(usage.park_seconds)} decode_bytes_per_second={_figures(rate)}"
             f" preemptions={usage.preemptions}"
         )
+    if trace is not None:
+        line += f" trace_id={trace}"
     log.info(line)
 
 

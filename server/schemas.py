@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hnet_runtime.config import VOCAB_SIZE
+from hnet_runtime.engine.messages import Constraint
 from server.errors import ApiError, invalid, unsupported
+from server.strict_model import StrictModel, invalid_value, utf8, wrong
+from server.structured import ResponseFormat, StructuredOutputs
 from server.unsupported import UNSUPPORTED, Unsupported
 
 MAX_STOP_STRINGS = 16
@@ -30,27 +32,23 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 _BYTE_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
 _NULL: dict[str, Any] = {"type": "null"}
+_SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "inhabitants": {"type": "integer", "minimum": 0}},
+    "required": ["city", "inhabitants"],
+    "additionalProperties": False,
+}
 _BYTE_KEY = re.compile("0|[1-9][0-9]{0,2}")
 
 Prompt = str | bytes  # text, or bytes to be taken verbatim
 
 
-class StrictModel(BaseModel):
-    """Null means the default; names nobody knows are remembered, not refused."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_means_default(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: item for key, item in value.items() if item is not None}
-        return value
-
-
 class StreamOptions(StrictModel):
     include_usage: bool = Field(False, description="End the stream with an event that carries the usage.")
     continuous_usage_stats: bool = Field(False, description="Carry the usage so far in every event.")
+
+
+_NESTED: dict[str, type[StrictModel]] = {"stream_options": StreamOptions, "structured_outputs": StructuredOutputs}
 
 
 class GenerationRequest(StrictModel):
@@ -148,6 +146,16 @@ class GenerationRequest(StrictModel):
     priority: int = Field(
         0, ge=MIN_INTEGER, le=MAX_INTEGER, description="Of the requests that wait, the lowest number goes first."
     )
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="What the completion has to be.",
+        examples=[{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": _SCHEMA}}],
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None,
+        description="What the completion has to be.",
+        examples=[{"json": _SCHEMA}, {"regex": "[0-9]{3}-[0-9]{4}"}, {"choice": ["yes", "no"]}],
+    )
     utf8: Literal["strict", "raw"] = Field("strict", description="Well-formed text by construction, or any byte.")
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -213,12 +221,20 @@ class GenerationRequest(StrictModel):
     @model_validator(mode="after")
     def _between_fields(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "stream_options: only allowed when stream is true")
+            raise wrong("stream_options", "only allowed when stream is true")
         if self.prompt_logprobs is not None and self.stream:
-            raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not available when stream is true")
+            raise wrong("prompt_logprobs", "not available when stream is true")
+        if self.response_format is not None and self.response_format.type != "text" and self.structured_outputs:
+            raise wrong("structured_outputs", "not allowed beside a response_format other than text")
         if self.truncate_prompt_tokens == 0:
-            raise PydanticCustomError("truncate_prompt_tokens", "truncate_prompt_tokens: 0 would leave no prompt")
+            raise wrong("truncate_prompt_tokens", "0 would leave no prompt")
         return self
+
+    def constraint(self) -> tuple[Constraint, str] | None:
+        """What the completion has to be, and which parameter says so. Raises ApiError (400)."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.constraint()
+        return None if self.response_format is None else self.response_format.constraint()
 
 
 class CompletionRequest(GenerationRequest):
@@ -267,9 +283,9 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _best_of(self) -> Self:
         if self.best_of is not None and self.best_of < self.n:
-            raise PydanticCustomError("best_of", f"best_of: must be at least n ({self.n})")
+            raise wrong("best_of", f"must be at least n ({self.n})")
         if self.best_of is not None and self.best_of > self.n and self.stream:
-            raise PydanticCustomError("best_of", f"best_of: more than n ({self.n}) cannot be streamed")
+            raise wrong("best_of", f"more than n ({self.n}) cannot be streamed")
         return self
 
 
@@ -310,14 +326,6 @@ def prompts(value: Any, name: str) -> list[Prompt]:
     return [byte_ids(value, "")]
 
 
-def utf8(text: str, where: str = "") -> bytes:
-    """The bytes of a text; a lone surrogate is an error."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise invalid_value(f"{where}has a lone surrogate, which no text can contain") from None
-
-
 def _strings(values: list[str], most: int) -> list[bytes]:
     if len(values) > most:
         raise invalid_value(f"has {len(values)} strings; at most {most} are allowed")
@@ -340,11 +348,6 @@ def byte_ids(value: Any, where: str) -> bytes:
         return bytes(value)
     wrong = next(i for i, item in enumerate(value) if type(item) is not int or not 0 <= item <= 255)
     raise invalid_value(f"{where}[{wrong}] is not a byte id: a whole number from 0 to 255")
-
-
-def invalid_value(what: str) -> PydanticCustomError:
-    # The text may hold braces of the client's, which the template must not see.
-    return PydanticCustomError("value", "{what}", {"what": what})
 
 
 # ── from the body of a request to a checked model ───────────────────────────────────────────────
@@ -400,7 +403,9 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     kinds = schema.get("anyOf")
     if kinds is not None:
         return schema if _NULL in kinds else {**schema, "anyOf": [*kinds, _NULL]}
-    about: dict[str, Any] = {key: schema[key] for key in ("title", "description", "default", "examples") if key in schema}
+    about: dict[str, Any] = {
+        key: schema[key] for key in ("title", "description", "default", "examples") if key in schema
+    }
     return {**about, "anyOf": [{key: value for key, value in schema.items() if key not in about}, _NULL]}
 
 
@@ -440,17 +445,18 @@ def _unknown(document: Mapping[str, Any], model: type[StrictModel]) -> list[str]
     if not issubclass(model, GenerationRequest):
         return [name for name in document if name not in model.model_fields]
     names = [name for name in document if name not in model.model_fields and name not in model.unsupported]
-    options = document.get("stream_options")
-    if isinstance(options, dict):
-        names += [f"stream_options.{name}" for name in options if name not in StreamOptions.model_fields]
+    for name, inner in _NESTED.items():
+        if isinstance(given := document.get(name), dict):
+            known = {field.alias or key for key, field in inner.model_fields.items()}
+            names += [f"{name}.{key}" for key in given if key not in known]
     return names
 
 
 def _explain(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
     param = ".".join(map(str, first["loc"]))
-    if not param:  # an error between fields names its own
-        return invalid(first["msg"], first["type"])
+    if first["type"] == "parameter":  # an error between fields names its own
+        return invalid(first["msg"], first["ctx"]["name"])
     if first["type"] == "missing":
         return invalid(f"{param}: is required", param)
     text = first["msg"]

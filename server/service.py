@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-from hnet_runtime.engine.messages import EngineInfo
+from hnet_runtime.engine.messages import Constraint, EngineInfo
 from server.admission import Admission
 from server.engine_client import EngineClient
 from server.errors import model_not_found
+from server.schemas import GenerationRequest
 from server.settings import ServerSettings
+from server.structured import ConstraintChecker
+
+if TYPE_CHECKING:
+    from server.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Service:
     settings: ServerSettings
     client: EngineClient
     admission: Admission
+    constraints: ConstraintChecker
+    tracing: Tracing | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -33,6 +41,11 @@ class Service:
             return self.settings.served_model_name
         name = self.info.model
         return PurePath(name).name if PurePath(name).is_absolute() or name.startswith(".") else name
+
+    async def constraint(self, request: GenerationRequest) -> Constraint | None:
+        """What a completion has to be, as the engine is to have it. Raises ApiError (400, 429)."""
+        asked = request.constraint()
+        return None if asked is None else await self.constraints.check(*asked)
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError (404) for a name that is not served here; no name means the served one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from server.files import check_certificate, check_readable, read_keys
 
@@ -63,6 +64,7 @@ class ServerSettings:
     max_waiting_bytes: int | None = None  # of prompts
     metrics_public: bool = False
     metrics_compat: Literal["vllm"] | None = None
+    otlp_traces_endpoint: str | None = None  # URL
     in_process: bool = False
     log_level: LogLevel = "info"
 
@@ -111,3 +113,21 @@ class ServerSettings:
             check_certificate(self.ssl_certfile, self.ssl_keyfile)
         elif self.ssl_keyfile is not None:
             raise ValueError("ssl_keyfile needs --ssl-certfile")
+        if self.otlp_traces_endpoint is not None:
+            _check_tracing(self.otlp_traces_endpoint)
+
+
+def _check_tracing(endpoint: str) -> None:
+    try:
+        url = urlsplit(endpoint)
+        is_url = url.scheme in ("http", "https") and bool(url.hostname)
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ValueError(
+            f"otlp_traces_endpoint must be an HTTP URL such as http://127.0.0.1:4318/v1/traces, not {endpoint!r}"
+        )
+    try:
+        import server.tracing  # noqa: F401
+    except ImportError as error:
+        raise ValueError("otlp_traces_endpoint needs the extra otel: pip install 'hnet-serve[otel]'") from error

@@ -16,8 +16,9 @@ from server.chat_templates import ChatTemplate
 from server.completions import MANY_NUMBERS
 from server.conversation import Conversation
 from server.responses import Shape, described
-from server.schemas import StrictModel, byte_ids, ignored_header, parse, request_body, utf8
+from server.schemas import byte_ids, ignored_header, parse, request_body
 from server.service import Service
+from server.strict_model import StrictModel, utf8
 from server.text import BYTE_KEYS
 
 router = APIRouter()

@@ -27,10 +27,6 @@ def _empty(value: Any) -> bool:
     return isinstance(value, (list, dict, str)) and not value
 
 
-def _plain_text(value: Any) -> bool:
-    return isinstance(value, dict) and value == {"type": "text"}
-
-
 def _never(value: Any) -> bool:
     return False
 
@@ -40,12 +36,10 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "suffix": Unsupported(_empty, "is not supported: an H-Net completes and does not insert"),
     # vLLM's
     "length_penalty": Unsupported(_is(1), "is not supported; only 1 is accepted"),
-    "response_format": Unsupported(_plain_text, 'is not supported; only {"type": "text"} is accepted'),
-    "structured_outputs": Unsupported(_never),
-    "guided_json": Unsupported(_never),
-    "guided_regex": Unsupported(_never),
-    "guided_choice": Unsupported(_never),
-    "guided_grammar": Unsupported(_never),
+    "guided_json": Unsupported(_never, "is not supported: it is structured_outputs.json now"),
+    "guided_regex": Unsupported(_never, "is not supported: it is structured_outputs.regex now"),
+    "guided_choice": Unsupported(_never, "is not supported: it is structured_outputs.choice now"),
+    "guided_grammar": Unsupported(_never, "is not supported: it is structured_outputs.grammar now"),
     "use_beam_search": Unsupported(_is(False), "is not supported; only false is accepted"),
     "prompt_embeds": Unsupported(_never),
     "logits_processors": Unsupported(_empty),

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from hypothesis import strategies as st
 
+from hnet_runtime.engine import structure
 from hnet_runtime.engine.config import EngineConfig
+from hnet_runtime.engine.messages import Constraint
+from hnet_runtime.engine.structure import DEAR_SECONDS
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.state.rows import PAGE
 
@@ -26,6 +30,13 @@ PROMPTS = [
     b"\xfe" + "Grüße, 世界! 🦊 naïve café — Привет".encode(),
     b"no BOS, and a \x80\xff few broken bytes \xc3",
 ]
+_OBJECT = Constraint(
+    kind="json",
+    source='{"type": "object", "properties": {"name": {"enum": ["Ann", "Anton", "é"]}, "years": {"type": "integer"}}, '
+    '"required": ["name", "years"], "additionalProperties": false}',
+    whitespace=" ?",
+)
+_SENTENCE = Constraint(kind="regex", source="The number is [0-9]{1,3}, and (that is all|there is more): .{0,9}!")
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0, "max_tokens": 60, "ignore_eos": True, "utf8": "raw", "logprobs": 3, "return_chunks": True},
     {"temperature": 1.0, "max_tokens": 70, "seed": 7, "logprobs": 0, "return_chunks": True, "ignore_eos": True},
@@ -34,6 +45,10 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 0.8, "max_tokens": 20, "seed": 5, "top_p": 0.9, "utf8": "raw", "prompt_logprobs": 2},
     {"temperature": 0.0, "max_tokens": 0, "return_chunks": True},
     {"temperature": 0.0, "max_tokens": 1, "logprobs": 2},
+    {"temperature": 1.0, "max_tokens": 60, "seed": 3, "constraint": _OBJECT, "utf8": "raw", "return_chunks": True},
+    {"temperature": 1.0, "max_tokens": 60, "seed": 4, "constraint": _SENTENCE, "utf8": "raw", "return_chunks": True},
+    {"temperature": 0.0, "max_tokens": 30, "constraint": _SENTENCE, "utf8": "raw", "logprobs": 1, "stop": (b"in",)},
+    {"temperature": 1.0, "max_tokens": 25, "seed": 5, "constraint": _SENTENCE, "utf8": "raw", "return_chunks": True},
 ]
 CHUNKY = RouterOverride((1.0, 1.0))
 """Every byte opens a chunk of every stage."""
@@ -65,6 +80,7 @@ def settings_for(kv_bytes_per_page: int) -> st.SearchStrategy[dict[str, Any]]:
         "max_park_ticks": st.sampled_from([2, 5, 64]),
         "prefix_cache_memory": st.sampled_from([0, 1 << 20, 1 << 28]),
         "prefix_cache_interval": st.sampled_from([None, 5, 32]),
+        "masks_apart": st.booleans(),
     }
     if kv_bytes_per_page:
         drawn["kv_memory"] = st.integers(MAX_MODEL_LEN // PAGE, MAX_MODEL_LEN // PAGE + 2).map(
@@ -121,8 +137,15 @@ class Truth:
 def run(driver_of: Callable[[EngineConfig], Any], truth: Truth, events: list[Any], settings: dict[str, Any]) -> Any:
     """Plays a course to its end, the engine's memory checked after each tick; every request must have got its truth.
 
-    Returns the driver.
+    Returns the driver. `masks_apart`, of settings, has every mask of a grammar made in a thread.
     """
+    settings = dict(settings)
+    dear = -1.0 if settings.pop("masks_apart", False) else DEAR_SECONDS
+    with mock.patch.object(structure, "DEAR_SECONDS", dear):
+        return _run(driver_of, truth, events, settings)
+
+
+def _run(driver_of: Callable[[EngineConfig], Any], truth: Truth, events: list[Any], settings: dict[str, Any]) -> Any:
     driver = driver_of(EngineConfig(max_model_len=MAX_MODEL_LEN, threads=1, debug_checks=True, **settings))
     wanted: dict[str, tuple[bytes, int]] = {}
     aborted: set[str] = set()

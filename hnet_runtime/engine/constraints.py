@@ -148,11 +148,11 @@ def choice_table(choices: Iterable[bytes]) -> ByteTable | None:
 
 def regex_table(pattern: str) -> ByteTable | None:
     """A table of what a regular expression matches from end to end; None where it would have more than MAX_STATES
-    states. Raises ConstraintError."""
+    states, or is none at all."""
     try:
         index = Index(pattern, _vocabulary())
-    except ValueError as error:
-        raise ConstraintError(_one_line(str(error))) from None
+    except ValueError:
+        return None
     numbers = {index.get_initial_state(): 0}
     edges: list[dict[int, int]] = []
     for state in (queue := [index.get_initial_state()]):
@@ -172,8 +172,8 @@ def regex_table(pattern: str) -> ByteTable | None:
     return _trimmed(edges, finals)
 
 
-def _trimmed(edges: list[dict[int, int]], finals: set[int]) -> ByteTable:
-    """Without the states from which no end can be reached."""
+def _trimmed(edges: list[dict[int, int]], finals: set[int]) -> ByteTable | None:
+    """Without the states from which no end can be reached; None where there are no others."""
     before: list[list[int]] = [[] for _ in edges]
     for state, followers in enumerate(edges):
         for following in set(followers.values()):
@@ -185,7 +185,7 @@ def _trimmed(edges: list[dict[int, int]], finals: set[int]) -> ByteTable:
                 alive.add(previous)
                 queue.append(previous)
     if 0 not in alive:
-        raise ConstraintError("matches no text")
+        return None
     numbers = {state: number for number, state in enumerate(sorted(alive))}
     kept = [
         {byte: numbers[following] for byte, following in edges[state].items() if following in alive}
@@ -210,6 +210,7 @@ class Grammar:
     def __init__(self, grammar: str) -> None:
         self._matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=_limits())
         _raise_error(self._matcher)
+        self.begin()  # where nothing can come at all, that is found here
 
     def begin(self) -> GrammarCursor:
         return GrammarCursor(self._matcher.deep_copy())
@@ -282,19 +283,20 @@ def _limits() -> LLParserLimits:
 # ── from a constraint to what follows it ──────────────────────────────────────────────────────────
 
 
+@lru_cache(maxsize=64)
 def compiled(constraint: Constraint) -> Compiled:
-    """Raises ConstraintError for what cannot be enforced. The last ones are kept, and may be asked for from any thread.
+    """As `compile_constraint`; the last ones are kept. May be called by any thread."""
+    return compile_constraint(constraint)
+
+
+def compile_constraint(constraint: Constraint) -> Compiled:
+    """Raises ConstraintError for what cannot be enforced.
 
     A regular expression can take any time and memory to compile: who does not trust it tries it in a process apart.
     """
-    if len(constraint.source.encode()) > MAX_SOURCE_BYTES:
-        raise ConstraintError(f"has more than {MAX_SOURCE_BYTES} bytes")
-    return _compiled(constraint)
-
-
-@lru_cache(maxsize=64)
-def _compiled(constraint: Constraint) -> Compiled:
     source = constraint.source
+    if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
+        raise ConstraintError(f"has more than {MAX_SOURCE_BYTES} bytes")
     match constraint.kind:
         case "choice":
             return choice_table(choice.encode() for choice in json.loads(source)) or _grammar(
@@ -303,6 +305,7 @@ def _compiled(constraint: Constraint) -> Compiled:
         case "regex":
             source = _without_anchors(source)
             table = regex_table(source) if constraint.tabulate else None
+            # Which also says in words what is wrong with an expression.
             return table or _grammar(LLMatcher.grammar_from_regex, source)
         case "json":
             options: dict[str, Any] = {}
@@ -335,4 +338,5 @@ def _without_anchors(pattern: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    """Without the source that llguidance shows below what is wrong with it."""
+    return " ".join(text.partition("\n   1 |")[0].split())[:300]

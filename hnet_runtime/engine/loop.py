@@ -256,7 +256,7 @@ class EngineLoop:
                 self._held[request] = None
                 continue
             before = len(request.output)
-            if not request.settle(num_unfed=0):
+            if not request.settle():
                 kept.append(index)
                 continue
             self._gained(request, before, logits[index])

@@ -293,45 +293,50 @@ class LiveRequest:
 
     def append(self, byte: int, logprobs: ByteLogprobs | None) -> None:
         """Takes the next byte of the completion and decides whether it was the last. Bytes that have to follow it are
-        taken as well."""
+        taken as well, where that is known already."""
         self._take(byte, logprobs)
         if self.structure is not None and self.finish_reason is None:
             self.structure.push(bytes((byte,)))
             if self.structure.ready:
-                self.settle(num_unfed=1)
+                self._force(num_unfed=1)
 
-    def settle(self, *, num_unfed: int) -> bool:
-        """Does what the constraint leaves no choice about: it ends, or bytes are taken that have to come.
-
-        num_unfed: bytes of the completion that have not run. Returns whether nothing is to be drawn now.
-        """
+    def settle(self) -> bool:
+        """Does what the constraint leaves no choice about, once every byte so far has run: it ends, or bytes are taken
+        that have to come. Returns whether nothing is to be drawn now."""
         structure = self.structure
         assert structure is not None
         if structure.error is not None:
             self.finish("error", error=f"the constraint {structure.error}")
         elif structure.has_ended:
             self._end()
-        elif structure.forced and self.params.logprobs is None:  # which would be known only once they have run
-            self._force(structure.forced, num_unfed)
         else:
-            return False
+            return self._force(num_unfed=0)
         return True
 
-    def _force(self, data: bytes, num_unfed: int) -> None:
-        assert self.structure is not None
+    def _force(self, num_unfed: int) -> bool:
+        """Takes the bytes that have to come, to run them at once behind `num_unfed` others; returns whether there were
+        any.
+
+        It is left to a draw where each byte's logits are asked for, and where one may end the completion: which bytes
+        have run by then is never to depend on how early it was known that they come.
+        """
+        params, structure = self.params, self.structure
+        assert structure is not None
+        if structure.error is not None or params.logprobs is not None or params.stop or params.stop_token_ids:
+            return False
         first = len(self.request.prompt) + len(self.output) - num_unfed
-        for index, byte in enumerate(data):
-            if not self._may_follow(data[:index], byte):
-                self.run_dry()
-                return
+        taken = bytearray()
+        for byte in structure.forced[: max(params.max_tokens - len(self.output) - 1, 0)]:
+            if not self._may_follow(bytes(taken), byte):
+                break
             self._take(byte, None)
-            if self.finish_reason is not None:
-                return
-        self.structure.push(data)
-        if num_unfed + len(data) > 1:
+            taken.append(byte)
+        if not taken:
+            return False
+        structure.push(bytes(taken))
+        if num_unfed + len(taken) > 1:
             self.fed, self.known = first, len(self.request.prompt) + len(self.output)
-        if self.structure.ready and (self.structure.error is not None or self.structure.has_ended):
-            self.settle(num_unfed=num_unfed + len(data))
+        return True
 
     def _may_follow(self, taken: bytes, byte: int) -> bool:
         """Whether a byte that the constraint asks for, behind others of its that were taken, may come for all else."""

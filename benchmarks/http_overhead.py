@@ -3,12 +3,15 @@
     hnet bench http [--streams 1,16,64] [--max-tokens 512] [--rounds 5] [--json FILE]
 
 Both serve the same requests (prompts, seeds, bytes, rows, settings), in turns, each in a process that stays up: the
-server as `hnet serve` runs it, the engine alone as `Engine.tick` in a loop. Both are timed from the first request to the
-last byte, prompts included. The client is one thread of this process over plain sockets, which keeps what comes and
-reads it afterwards; it needs its part of the same cores, so its CPU seconds are given beside the server's. CPU seconds
-are the kernel's own, by thread; of all that is measured, they depend least on what else runs. The thread that runs the
-model is also asked what it does with its time: what is neither on a core nor spent waiting for one is spent waiting for
-others (for Python's lock, or for requests).
+server as `hnet serve` runs it, the engine alone as `Engine.tick` in a loop. Both are timed from the first request to
+the last byte, prompts included. The engine alone is asked for all at once, and then, since over HTTP requests come one
+after the other and rows that began together run cheaper, for one every millisecond (*in turn*).
+
+The client is one thread of this process over plain sockets, which keeps what comes and reads it afterwards; it needs
+its part of the same cores, so its CPU seconds are given beside the server's. CPU seconds are the kernel's own, by
+thread; of all that is measured, they depend least on what else runs. The thread that runs the model is also asked what
+it does with its time: what is neither on a core nor spent waiting for one is spent waiting for others (for Python's
+lock, or for requests).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from benchmarks.report import Row, finish, numbers, options_parser, print_table
 from benchmarks.server_process import ServerProcess, free_port, our_server
 
 MAX_MODEL_LEN = 2048  # as our_server has it
+IN_TURN = 1e-3  # seconds between two requests
 READ_BYTES = 1 << 18
 PATIENCE = 120.0  # seconds of silence after which a stream is given up
 END = b"0\r\n\r\n"  # of a chunked response
@@ -93,9 +97,10 @@ class EngineAlone:
         self._connection.close()  # which it takes for the end
         self._process.join()
 
-    def serve(self, asked: Sequence[bytes], max_tokens: int) -> Served:
+    def serve(self, asked: Sequence[bytes], max_tokens: int, pause: float) -> Served:
+        """Asks for a completion of each prompt, `pause` seconds after the one before."""
         before = Clock.of(self._process.pid or 0)
-        self._connection.send((asked, max_tokens))
+        self._connection.send((asked, max_tokens, pause))
         generated, seconds, first = self._connection.recv()
         used = Clock.of(self._process.pid or 0) - before
         return Served(generated, seconds, 0, first, {"engine": used.main + used.others}, used.queued)
@@ -110,15 +115,16 @@ def _run_engine(connection: Connection, model: str, max_num_seqs: int) -> None:
     engine = Engine.from_pretrained(None if model == "demo" else model, engine_config=config)
     while True:
         try:
-            asked, max_tokens = connection.recv()
+            asked, max_tokens, pause = connection.recv()
         except EOFError:
             return
         params = SamplingParams(max_tokens=max_tokens, seed=1, ignore_eos=True)
         generated, first = 0, {}
         began = time.perf_counter()
-        for index, prompt in enumerate(asked):
-            engine.submit(Request(request_id=str(index), prompt=prompt, params=params))
-        while engine.has_work:
+        ahead = [Request(request_id=str(index), prompt=prompt, params=params) for index, prompt in enumerate(asked)]
+        while ahead or engine.has_work:
+            while ahead and time.perf_counter() - began >= (len(asked) - len(ahead)) * pause:
+                engine.submit(ahead.pop(0))
             for output in engine.tick().outputs:
                 generated += len(output.data)
                 if output.data and output.request_id not in first:
@@ -210,34 +216,43 @@ def serve_over_http(server: ServerProcess, asked: Sequence[bytes], max_tokens: i
     return Served(streams.generated, streams.seconds, streams.events, streams.first, cpu, engine.queued)
 
 
-def rows_of(streams: int, alone: Sequence[Served], http: Sequence[Served]) -> tuple[list[Row], list[str]]:
-    """The figures of one number of streams, and its line of the table. Ratios are of the two turns of one round."""
-    ratio = median(h.rate / a.rate for a, h in zip(alone, http, strict=True))
+def rows_of(
+    streams: int, alone: Sequence[Served], in_turn: Sequence[Served], http: Sequence[Served]
+) -> tuple[list[Row], list[str]]:
+    """The figures of one number of streams, and its line of the table. Ratios are medians of those of each round."""
     name = f"streams={streams}"
+    ratio, to_turn = (median(h.rate / a.rate for a, h in zip(by, http, strict=True)) for by in (alone, in_turn))
+    arrival = median(t.rate / a.rate for a, t in zip(alone, in_turn, strict=True))
+    rates = [median(one.rate for one in served) for served in (alone, in_turn, http)]
     report = [
-        Row(f"{name} engine", median(a.rate for a in alone), "bytes/s"),
-        Row(f"{name} http", median(h.rate for h in http), "bytes/s", f"{name} engine", ratio),
+        Row(f"{name} engine", rates[0], "bytes/s"),
+        Row(f"{name} engine in turn", rates[1], "bytes/s", f"{name} engine", arrival),
+        Row(f"{name} http", rates[2], "bytes/s", f"{name} engine", ratio),
+        Row(f"{name} http beside in turn", rates[2], "bytes/s", f"{name} engine in turn", to_turn),
         Row(f"{name} events", median(h.generated / h.events for h in http), "bytes/event"),
         Row(f"{name} first event", 1e3 * median(h.first for h in http), "ms"),
+        Row(f"{name} first byte in turn", 1e3 * median(t.first for t in in_turn), "ms"),
     ]
     base = median(a.cpu["engine"] / a.generated for a in alone)
-    report.append(Row(f"{name} CPU alone", 1e6 * base, "s/MB"))
-    line = [str(streams), f"{median(a.rate for a in alone):.0f}", f"{median(h.rate for h in http):.0f}", f"{ratio:.2f}"]
-    line.append(f"{1e6 * base:.0f}")
-    for who in http[0].cpu:
-        used = median(h.cpu[who] / h.generated for h in http)
-        report.append(Row(f"{name} CPU {who}", 1e6 * used, "s/MB", f"{name} CPU alone", used / base))
-        line.append(f"{1e6 * used:.0f}")
+    turn = median(t.cpu["engine"] / t.generated for t in in_turn)
+    report += [
+        Row(f"{name} CPU alone", 1e6 * base, "s/MB"),
+        Row(f"{name} CPU in turn", 1e6 * turn, "s/MB", f"{name} CPU alone", turn / base),
+    ]
+    used = {who: median(h.cpu[who] / h.generated for h in http) for who in http[0].cpu}
+    report += [
+        Row(f"{name} CPU {who}", 1e6 * cpu, "s/MB", f"{name} CPU alone", cpu / base) for who, cpu in used.items()
+    ]
     shares = {
         "runs": median(h.cpu["model"] / h.seconds for h in http),
         "waits for a core": median(h.queued / h.seconds for h in http),
         "waits for others": median(1 - (h.cpu["model"] + h.queued) / h.seconds for h in http),
     }
     report += [Row(f"{name} model's thread {what}", share, "share of time") for what, share in shares.items()]
-    line.append("/".join(f"{100 * share:.0f}" for share in shares.values()))
-    events = median(h.generated / h.events for h in http)
-    first = 1e3 * median(h.first for h in http), 1e3 * median(a.first for a in alone)
-    return report, [*line, f"{events:.1f}", f"{first[0]:.0f}/{first[1]:.0f}"]
+    line = [str(streams), *(f"{rate:.0f}" for rate in rates), f"{ratio:.2f}", f"{to_turn:.2f}"]
+    line += [f"{1e6 * base:.0f}/{1e6 * turn:.0f}", "+".join(f"{1e6 * cpu:.0f}" for cpu in used.values())]
+    line += ["/".join(f"{100 * share:.0f}" for share in shares.values())]
+    return report, [*line, f"{median(h.generated / h.events for h in http):.1f}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -250,27 +265,37 @@ def main(arguments: list[str] | None = None) -> None:
     counts = numbers(options.streams)
     report: list[Row] = []
     for model in options.model or ["demo"]:
-        alone: dict[int, list[Served]] = {count: [] for count in counts}
-        http: dict[int, list[Served]] = {count: [] for count in counts}
+        alone, in_turn, http = ({count: list[Served]() for count in counts} for _ in range(3))
         engine = EngineAlone(model, max(counts))
-        with our_server(model, free_port(), "--max-num-seqs", str(max(counts)), *options.server_option) as server:
+        flags = ["--max-num-seqs", str(max(counts)), *options.server_option]
+        with our_server(model, free_port(), *flags) as server:
             server.wait()
             for turn, count in enumerate(counts * (1 + options.rounds)):
-                asked = prompts(count, turn)
-                alone[count].append(engine.serve(asked, options.max_tokens))
-                http[count].append(serve_over_http(server, asked, options.max_tokens))
+                asked = [prompts(count, 3 * turn + part) for part in range(3)]
+                alone[count].append(engine.serve(asked[0], options.max_tokens, 0.0))
+                http[count].append(serve_over_http(server, asked[1], options.max_tokens))
+                in_turn[count].append(engine.serve(asked[2], options.max_tokens, IN_TURN))
         engine.close()
         lines = []
         for count in counts:
-            rows, line = rows_of(count, alone[count][1:], http[count][1:])  # the first round warms up
+            # The first round warms up.
+            rows, line = rows_of(count, alone[count][1:], in_turn[count][1:], http[count][1:])
             report += rows
             lines.append(line)
-        columns = ["streams", "engine, B/s", "HTTP, B/s", "÷", "alone", *http[counts[0]][0].cpu]
         title = (
-            f"{model}: through HTTP and alone; CPU seconds per MB; % of its time that the model's thread runs / waits"
+            f"{model}: bytes/s; CPU seconds per MB; % of its time that the model's thread runs/waits for a core/others"
         )
-        columns += ["% runs/core/others", "B/event", "first ms/alone"]
-        print_table(title, columns, lines)
+        columns = [
+            "streams",
+            "engine",
+            "in turn",
+            "HTTP",
+            "÷ engine",
+            "÷ in turn",
+            "CPU",
+            "+".join(http[counts[0]][0].cpu),
+        ]
+        print_table(title, [*columns, "model's %", "B/event"], lines)
     finish("http", report, options.json)
 
 

@@ -130,7 +130,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
 
 
-class Output(msgspec.Struct, frozen=True, kw_only=True):
+class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request gained since its last Output.
 
     `data` never holds back a byte except a possible beginning of a stop string. The entries of

@@ -137,29 +137,35 @@ def test_a_choice_is_laid_out_in_its_phases(spans: Spans) -> None:
     assert spans.one("prefill").end_time == decode.start_time == spans.one("park").start_time
     assert spans.one("park").attributes == {"hnet.park.is_sum_of_waits": True}
     assert choice.status.status_code == StatusCode.UNSET
-    assert choice.attributes == pytest.approx(
-        {
-            "gen_ai.request.id": "cmpl-a-0-0",
-            "gen_ai.request.max_tokens": 9,
-            "gen_ai.request.temperature": 0.5,
-            "gen_ai.request.top_p": 1.0,
-            "gen_ai.usage.prompt_tokens": 3,
-            "gen_ai.usage.completion_tokens": 5,
-            "gen_ai.latency.time_in_queue": 1.0,
-            "gen_ai.latency.time_in_model_prefill": 2.0,
-            "gen_ai.latency.time_in_model_decode": 4.0,
-            "gen_ai.latency.time_in_model_inference": 6.0,
-            "gen_ai.latency.time_to_first_token": 3.5,
-            "gen_ai.latency.e2e": 7.5,
-            "hnet.choice": 1,
-            "hnet.priority": 0,
-            "hnet.chunks": (2, 1),
-            "hnet.cached_bytes": 1,
-            "hnet.park_seconds": 3.0,
-            "hnet.preemptions": 2,
-            "hnet.finish_reason": "length",
-        }
+    assert choice.attributes is not None
+    latency = "gen_ai.latency."
+    assert {name.removeprefix(latency): value for name, value in choice.attributes.items() if latency in name} == (
+        pytest.approx(
+            {
+                "time_in_queue": 1.0,
+                "time_in_model_prefill": 2.0,
+                "time_in_model_decode": 4.0,
+                "time_in_model_inference": 6.0,
+                "time_to_first_token": 3.5,
+                "e2e": 7.5,
+            }
+        )
     )
+    assert {name: value for name, value in choice.attributes.items() if latency not in name} == {
+        "gen_ai.request.id": "cmpl-a-0-0",
+        "gen_ai.request.max_tokens": 9,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.usage.prompt_tokens": 3,
+        "gen_ai.usage.completion_tokens": 5,
+        "hnet.choice": 1,
+        "hnet.priority": 0,
+        "hnet.chunks": (2, 1),
+        "hnet.cached_bytes": 1,
+        "hnet.park_seconds": 3.0,
+        "hnet.preemptions": 2,
+        "hnet.finish_reason": "length",
+    }
 
 
 def test_the_clients_span_is_the_parent_and_its_state_is_kept(spans: Spans) -> None:
@@ -351,9 +357,7 @@ def test_a_collector_gets_the_spans_of_a_real_server_by_its_end(
         body = {"prompt": "abc", "max_tokens": 4}
         assert client.post("/v1/completions", json=body, headers=SAMPLED).status_code == 200
     server.process.send_signal(signal.SIGTERM)
-    code, log = finished(server)
-    assert code == 0
-    assert f"trace_id={TRACE}" in log
+    assert finished(server)[0] == 0
     by_name = {span.name: span for span in collector.spans}
     assert set(by_name) == {"POST /v1/completions", "llm_request", "queue", "prefill", "decode"}
     assert {span.trace_id.hex() for span in by_name.values()} == {TRACE}
@@ -371,7 +375,8 @@ def test_a_collector_that_is_gone_costs_no_request_and_one_line(serve_process: C
     server.process.send_signal(signal.SIGTERM)
     code, log = finished(server)  # fails where the spans that are left hold it up
     assert code == 0
-    assert log.count("opentelemetry") == 1
+    assert len(log.splitlines()) == 1
+    assert "127.0.0.1" in log
 
 
 def test_complaints_about_a_collector_are_seldom(
@@ -381,7 +386,8 @@ def test_complaints_about_a_collector_are_seldom(
     logger.addFilter(tracing._Seldom())
     for _ in range(5):
         logger.error("gone")
-    monkeypatch.setattr(tracing.time, "monotonic", lambda now=time.monotonic(): now + tracing.COMPLAINT_SECONDS)
+    later = time.monotonic() + tracing.COMPLAINT_SECONDS
+    monkeypatch.setattr(tracing.time, "monotonic", lambda: later)
     logger.error("still gone")
     assert [record.getMessage() for record in caplog.records] == ["gone", "still gone"]
 

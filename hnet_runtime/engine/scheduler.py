@@ -40,7 +40,7 @@ class PrefillRules:
 class Scheduler:
     """First come, first served among requests of one priority; those of a lower number go before. A request is
     admitted when a row is free and pages are for its prompt, as prompts chunked so far; where pages run out later, the
-    last in that order gives up its row and comes back before whoever has not begun.
+    last in that order gives up its row and comes back before whoever has not begun, but for those of a lower number.
 
     A request whose prompt begins as one that is being read right now waits for a snapshot of what they share.
     """
@@ -120,15 +120,18 @@ class Scheduler:
     # ── who has a row ─────────────────────────────────────────────────────────────────────────────
 
     def admit(self, now: float) -> list[tuple[LiveRequest, Any]]:
-        """Gives rows to who was preempted, then to who waits, each in order.
+        """Gives rows to who was preempted and to who waits, each in order: of one priority to the preempted first.
 
         Returns those whose whole prompt was known, with the logits [V] after it.
         """
-        while self._swapped and self._memory.num_free_rows and self._resume(self._swapped[0], now):
-            del self._swapped[0]
         ready: list[tuple[LiveRequest, Any]] = []
         passed: list[LiveRequest] = []
-        while self._waiting and not self._swapped and self._memory.num_free_rows:
+        while self._memory.num_free_rows and (self._swapped or self._waiting):
+            if self._swapped and not self._is_overtaken(self._swapped[0]):
+                if not self._resume(self._swapped[0], now):
+                    break
+                del self._swapped[0]
+                continue
             request = self._waiting[0]
             if self._follows(request):
                 passed.append(self._waiting.popleft())  # whoever is behind need not wait for that
@@ -141,6 +144,10 @@ class Scheduler:
                 ready.append((request, snapshot.logits))
         self._waiting.extendleft(reversed(passed))
         return ready
+
+    def _is_overtaken(self, preempted: LiveRequest) -> bool:
+        """Whether the first who waits goes before one who was preempted."""
+        return bool(self._waiting) and self._waiting[0].request.priority < preempted.request.priority
 
     def _resume(self, request: LiveRequest, now: float) -> bool:
         positions = request.swapped.positions

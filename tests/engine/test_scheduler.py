@@ -262,9 +262,10 @@ def cached(request: LiveRequest) -> int:
     return output.usage.cached_bytes
 
 
-def asking(request_id: str, prompt: bytes, salt: str = "", **params) -> LiveRequest:
+def asking(request_id: str, prompt: bytes, salt: str = "", priority: int = 0, **params) -> LiveRequest:
     made = SamplingParams(**{"max_tokens": 3, "utf8": "raw", **params})
-    return LiveRequest(Request(request_id=request_id, prompt=prompt, params=made, cache_salt=salt), 2, 0.0)
+    made_of = Request(request_id=request_id, prompt=prompt, params=made, cache_salt=salt, priority=priority)
+    return LiveRequest(made_of, 2, 0.0)
 
 
 SHARED = b"abcabTc!" * 12  # 96 bytes
@@ -428,6 +429,23 @@ def test_the_one_who_came_last_makes_room_and_comes_back_first():
     assert sum(each.take_output(0.0).usage.preemptions for each in requests) == engine.scheduler.num_preemptions > 0
 
 
+def test_a_preempted_request_comes_back_before_its_equals_and_after_the_more_urgent():
+    scheduler = scheduler_of(rows=1)
+    preempted = request("preempted", priority=2)
+    admit(scheduler, preempted)
+    scheduler._preempt(1.0)
+    for name, priority in (("later", 3), ("equal", 2), ("urgent", 1), ("most urgent", -1)):
+        scheduler.enqueue(request(name, priority=priority))
+    came = []
+    while scheduler.num_waiting:
+        scheduler.admit(2.0)
+        scheduler.check()
+        (running,) = scheduler.live()
+        came.append(running.request_id)
+        scheduler.release(running)
+    assert came == ["most urgent", "urgent", "preempted", "equal", "later"]
+
+
 def test_snapshots_give_way_before_rows_do():
     engine = engine_of(pages=(2,), most=2 * PAGE)
     serve(engine, asking("cached", b"a" + b"T" * 70, max_tokens=1))
@@ -505,11 +523,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(0, PAGE),
         salt=st.sampled_from(["", "", "", "other"]),
         scored=st.sampled_from([None, None, None, 0]),
+        priority=st.sampled_from([0, 0, 0, -1, 1]),
     )
-    def submit(self, kept, tail, max_tokens, salt, scored) -> None:
+    def submit(self, kept, tail, max_tokens, salt, scored, priority) -> None:
         prompt = b"\xfe" + (b"abTT!" * 30)[:kept] + tail.encode()
         self.count += 1
-        new = asking(str(self.count), prompt, salt, max_tokens=max_tokens, prompt_logprobs=scored, return_chunks=True)
+        params = {"max_tokens": max_tokens, "prompt_logprobs": scored, "return_chunks": True}
+        new = asking(str(self.count), prompt, salt, priority, **params)
         if pages_for(new.max_positions) > min(self.pages):
             with pytest.raises(RequestError):
                 self.engine.scheduler.enqueue(new)

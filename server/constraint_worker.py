@@ -1,9 +1,9 @@
 """`python -m server.constraint_worker`: a process that tries to compile constraints, and may be killed for it.
 
-A regular expression of a few characters can take any time and memory. The engine compiles only what was compiled here
-before. Knows constraints; nothing of the server but `server.limited_process`.
+The engine compiles only what was compiled here before: what takes much time or memory, or brings the compiler down,
+does it here. Knows constraints; nothing of the server but `server.limited_process`.
 
-A job is a constraint; it is answered by `{"tabulate"}`, whether the engine is to make a table, or by `{"error"}`.
+A job is a constraint; it is answered by `{}`, or by `{"error"}`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from hnet_runtime.engine.messages import Constraint
 from server.limited_process import serve
 
 
-def prepare(subject: None) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    def answer(job: Mapping[str, Any]) -> dict[str, Any]:
+def prepare(subject: None) -> Callable[[Mapping[str, Any]], dict[str, str]]:
+    def answer(job: Mapping[str, Any]) -> dict[str, str]:
         try:
-            return {"tabulate": compile_constraint(msgspec.convert(job, Constraint)).is_table}
+            compile_constraint(msgspec.convert(job, Constraint))
+            return {}
         except ConstraintError as error:
             return {"error": str(error)}
         except MemoryError:

@@ -43,9 +43,12 @@ class Service:
         return PurePath(name).name if PurePath(name).is_absolute() or name.startswith(".") else name
 
     async def constraint(self, request: GenerationRequest) -> Constraint | None:
-        """What a completion has to be, as the engine is to have it. Raises ApiError (400, 429)."""
+        """What a completion has to be. Raises ApiError: 400 for what cannot be enforced, 429."""
         asked = request.constraint()
-        return None if asked is None else await self.constraints.check(*asked)
+        if asked is None:
+            return None
+        await self.constraints.check(*asked)
+        return asked[0]
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError (404) for a name that is not served here; no name means the served one."""

@@ -140,11 +140,10 @@ class ConstraintChecker:
     def __init__(self) -> None:
         self._worker = LimitedProcess("server.constraint_worker", None)
         self._turn = asyncio.Semaphore(1)
-        self._verdicts: OrderedDict[Constraint, Constraint | str] = OrderedDict()
+        self._verdicts: OrderedDict[Constraint, str] = OrderedDict()  # what is wrong with each, if anything
 
-    async def check(self, constraint: Constraint, name: str) -> Constraint:
-        """The constraint as the engine is to have it. Raises ApiError: 400, naming what cannot be enforced; 429 where
-        too many others wait."""
+    async def check(self, constraint: Constraint, name: str) -> None:
+        """Raises ApiError: 400, naming what cannot be enforced; 429 where too many others wait."""
         if len(constraint.source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
             raise invalid(f"{name}: has more than {MAX_SOURCE_BYTES} bytes", name)
         verdict = self._verdicts.get(constraint)
@@ -162,20 +161,17 @@ class ConstraintChecker:
         self._verdicts.move_to_end(constraint)
         while len(self._verdicts) > VERDICTS:
             self._verdicts.popitem(last=False)
-        if isinstance(verdict, str):
+        if verdict:
             raise invalid(f"{name}: {verdict}", name)
-        return verdict
 
-    def _ask(self, constraint: Constraint) -> Constraint | str:
+    def _ask(self, constraint: Constraint) -> str:
         try:
             answer = self._worker.ask(msgspec.to_builtins(constraint), COMPILE_SECONDS)
         except TookTooLong:
             return f"took more than {COMPILE_SECONDS:g} s to compile"
         except ProcessEnded:
             return "takes too much memory or time to compile"
-        if "error" in answer:
-            return str(answer["error"])
-        return msgspec.structs.replace(constraint, tabulate=bool(answer["tabulate"]))
+        return str(answer.get("error", ""))
 
     def close(self) -> None:
         self._worker.close()

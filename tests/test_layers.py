@@ -22,6 +22,7 @@ BOOKKEEPING = [
     "hnet_runtime.engine.memory",
     "hnet_runtime.engine.planning",
     "hnet_runtime.engine.policies",
+    "hnet_runtime.engine.byte_tables",
     "hnet_runtime.engine.constraints",
     "hnet_runtime.engine.structure",
     "hnet_runtime.state.prefix",

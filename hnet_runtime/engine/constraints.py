@@ -1,27 +1,29 @@
 """What a completion has to be: a constraint compiled, and a cursor that follows one completion through it.
 
-A choice, and a regular expression of few enough states, become a table of states × bytes that a sampler can keep beside
-it. JSON schemas, grammars and larger expressions are followed by llguidance's parser over a vocabulary of the 256 bytes
-and an end, so that no token ever straddles a border. Knows no requests, no rows and no tensors.
+A choice, and a regular expression of few enough states, become a table of states × bytes (`byte_tables`). JSON schemas,
+grammars and larger expressions are followed by llguidance's parser over a vocabulary of the 256 bytes and an end, so
+that no token ever straddles a border. Knows no requests, no rows and no tensors.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 from numpy.typing import NDArray
-from outlines_core import Index, Vocabulary
 
 from hnet_runtime.config import EOS, VOCAB_SIZE
+from hnet_runtime.engine import utf8
+from hnet_runtime.engine.byte_tables import ByteTable, Sequences, choice_table, regex_table
 from hnet_runtime.engine.messages import Constraint
 
 MAX_SOURCE_BYTES = 1 << 16
-MAX_STATES = 1024  # of a table
+MAX_MASKS = 4096  # looked at to learn what a class of characters holds
 _END = VOCAB_SIZE  # the number that stands for the end where bytes are tokens
 
 Mask = NDArray[np.bool_]
@@ -61,44 +63,16 @@ class Compiled(Protocol):
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class ByteTable:
-    """An automaton of S states, state 0 first; from every state some end can be reached.
-
-    allowed: [S, V] the masks of a cursor; following: [S, V] int16, the next state, −1 where there is none.
-    """
+class Table:
+    """A constraint that a table says."""
 
     is_table = True
 
-    def __init__(self, edges: list[dict[int, int]], finals: Iterable[int]) -> None:
-        self.following = np.full((len(edges), VOCAB_SIZE), -1, dtype=np.int16)
-        for state, followers in enumerate(edges):
-            self.following[state, list(followers)] = list(followers.values())
-        self.allowed = self.following >= 0
-        self.allowed[:, EOS] = False
-        self.allowed[sorted(finals), EOS] = True
-        self._forced: dict[int, bytes] = {}
-
-    @property
-    def num_states(self) -> int:
-        return len(self.allowed)
+    def __init__(self, table: ByteTable) -> None:
+        self._table = table
 
     def begin(self) -> TableCursor:
-        return TableCursor(self)
-
-    def forced(self, state: int) -> bytes:
-        """What has to come after a state."""
-        found = self._forced.get(state)
-        if found is None:
-            data, at, seen = bytearray(), state, {state}
-            while self.allowed[at].sum() == 1 and not self.allowed[at, EOS]:
-                byte = int(self.allowed[at].argmax())
-                data.append(byte)
-                at = int(self.following[at, byte])
-                if at in seen:  # a circle with one way through it has no end, and so is in no table
-                    raise AssertionError("a table with a state that never ends")
-                seen.add(at)
-            found = self._forced[state] = bytes(data)
-        return found
+        return TableCursor(self._table)
 
 
 class TableCursor:
@@ -129,76 +103,6 @@ class TableCursor:
         return True
 
 
-def choice_table(choices: Iterable[bytes]) -> ByteTable | None:
-    """A table of the given texts; None where it would have more than MAX_STATES states."""
-    edges: list[dict[int, int]] = [{}]
-    finals: set[int] = set()
-    for choice in choices:
-        state = 0
-        for byte in choice:
-            if byte not in edges[state]:
-                edges[state][byte] = len(edges)
-                edges.append({})
-            state = edges[state][byte]
-            if len(edges) > MAX_STATES:
-                return None
-        finals.add(state)
-    return ByteTable(edges, finals)
-
-
-def regex_table(pattern: str) -> ByteTable | None:
-    """A table of what a regular expression matches from end to end; None where it would have more than MAX_STATES
-    states, or is none at all."""
-    try:
-        index = Index(pattern, _vocabulary())
-    except ValueError:
-        return None
-    numbers = {index.get_initial_state(): 0}
-    edges: list[dict[int, int]] = []
-    for state in (queue := [index.get_initial_state()]):
-        followers: dict[int, int] = {}
-        for byte in index.get_allowed_tokens(state) or ():
-            if byte == _END:
-                continue
-            following = index.get_next_state(state, byte)
-            if following not in numbers:
-                if len(numbers) == MAX_STATES:
-                    return None
-                numbers[following] = len(numbers)
-                queue.append(following)
-            followers[byte] = numbers[following]
-        edges.append(followers)
-    finals = {number for state, number in numbers.items() if index.is_final_state(state)}
-    return _trimmed(edges, finals)
-
-
-def _trimmed(edges: list[dict[int, int]], finals: set[int]) -> ByteTable | None:
-    """Without the states from which no end can be reached; None where there are no others."""
-    before: list[list[int]] = [[] for _ in edges]
-    for state, followers in enumerate(edges):
-        for following in set(followers.values()):
-            before[following].append(state)
-    alive = set(finals)
-    for state in (queue := list(finals)):
-        for previous in before[state]:
-            if previous not in alive:
-                alive.add(previous)
-                queue.append(previous)
-    if 0 not in alive:
-        return None
-    numbers = {state: number for number, state in enumerate(sorted(alive))}
-    kept = [
-        {byte: numbers[following] for byte, following in edges[state].items() if following in alive}
-        for state in numbers
-    ]
-    return ByteTable(kept, [numbers[state] for state in finals])
-
-
-@cache
-def _vocabulary() -> Vocabulary:
-    return Vocabulary(_END, {bytes((byte,)): [byte] for byte in range(VOCAB_SIZE)})
-
-
 # ── grammars ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -208,8 +112,7 @@ class Grammar:
     is_table = False
 
     def __init__(self, grammar: str) -> None:
-        self._matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=_limits())
-        _raise_error(self._matcher)
+        self._matcher = _matcher(grammar)
         self.begin()  # where nothing can come at all, that is found here
 
     def begin(self) -> GrammarCursor:
@@ -249,6 +152,12 @@ class GrammarCursor:
             raise ConstraintError("comes to a place where nothing may follow")
 
 
+def _matcher(grammar: str) -> LLMatcher:
+    matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=_limits())
+    _raise_error(matcher)
+    return matcher
+
+
 def _raise_error(matcher: LLMatcher) -> None:
     if matcher.is_error():
         raise ConstraintError(_one_line(matcher.get_error()))
@@ -272,12 +181,49 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=50_000,
-        step_max_items=20_000,
-        max_items_in_row=2_000,
+        step_max_items=4_000,
+        max_items_in_row=1_000,
         max_lexer_states=10_000,
         max_grammar_size=100_000,
         verbose_errors=False,
     )
+
+
+@lru_cache(maxsize=64)
+def character_class(source: str) -> Sequences:
+    """The byte sequences of the characters that a class of llguidance's dialect stands for.
+
+    Raises ValueError for what is none, something longer or shorter than a character, and for too large ones.
+    """
+    return _sequences(_matcher(LLMatcher.grammar_from_regex(source)), 0, 0, count())
+
+
+def _sequences(matcher: LLMatcher, length: int, wanted: int, masks: Iterator[int]) -> Sequences:
+    """What may still come of a character that has `length` bytes of `wanted`; 0 where none has come."""
+    if next(masks) == MAX_MASKS:
+        raise ConstraintError("has too many characters")
+    mask = matcher.compute_logit_bias()
+    if length and length == wanted:
+        if not mask[_END] or any(mask[:_END]):
+            raise ConstraintError("is longer than a character")
+        return ((),)
+    if mask[_END]:
+        raise ConstraintError("is shorter than a character")
+    found: list[tuple[int, int, Sequences]] = []  # neighbours that are followed by the same
+    for byte in range(VOCAB_SIZE):
+        if not mask[byte]:
+            continue
+        if length + 1 == wanted and found:  # as after the first: this is the last byte of them all
+            following = found[-1][2]
+        else:
+            matcher.consume_token(byte)
+            following = _sequences(matcher, length + 1, wanted or utf8.length_of(byte), masks)
+            matcher.rollback(1)
+        if found and found[-1][1] == byte - 1 and found[-1][2] == following:
+            found[-1] = found[-1][0], byte, following
+        else:
+            found.append((byte, byte, following))
+    return tuple(((low, high), *rest) for low, high, following in found for rest in following)
 
 
 # ── from a constraint to what follows it ──────────────────────────────────────────────────────────
@@ -290,23 +236,19 @@ def compiled(constraint: Constraint) -> Compiled:
 
 
 def compile_constraint(constraint: Constraint) -> Compiled:
-    """Raises ConstraintError for what cannot be enforced.
-
-    A regular expression can take any time and memory to compile: who does not trust it tries it in a process apart.
-    """
+    """Raises ConstraintError for what cannot be enforced. The work is bounded."""
     source = constraint.source
     if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
         raise ConstraintError(f"has more than {MAX_SOURCE_BYTES} bytes")
     match constraint.kind:
         case "choice":
-            return choice_table(choice.encode() for choice in json.loads(source)) or _grammar(
-                grammar_from, "choice", source
-            )
+            table = choice_table(choice.encode() for choice in json.loads(source))
+            return Table(table) if table else _grammar(grammar_from, "choice", source)
         case "regex":
             source = _without_anchors(source)
-            table = regex_table(source) if constraint.tabulate else None
-            # Which also says in words what is wrong with an expression.
-            return table or _grammar(LLMatcher.grammar_from_regex, source)
+            grammar = _grammar(LLMatcher.grammar_from_regex, source)  # which knows what is wrong with one
+            table = regex_table(source, character_class)
+            return Table(table) if table else grammar
         case "json":
             options: dict[str, Any] = {}
             if constraint.whitespace:

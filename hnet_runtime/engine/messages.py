@@ -20,13 +20,12 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
 
     `source` is a JSON schema, a regular expression, a JSON list of texts, or a grammar in Lark's or GBNF's notation.
     `whitespace`: of JSON, a regular expression of what may stand between its parts; "" for nothing, None for any white
-    space. `tabulate`: whether a regular expression is worth a table of states.
+    space.
     """
 
     kind: ConstraintKind
     source: str
     whitespace: str | None = None
-    tabulate: bool = True
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,13 @@ def followers(state: int) -> tuple[tuple[int, int], ...]:
     return tuple((byte, following) for first, last, following in edges for byte in range(first, last + 1))
 
 
+def length_of(lead: int) -> int:
+    """Bytes of a character, by its first."""
+    following = advance(START, lead)
+    assert following is not None, "no character begins with this byte"
+    return 1 + _NEEDED[following]
+
+
 def state_after(data: bytes) -> int:
     """The state that `data` ends in: inside a character it has begun, or START; what is not well-formed is passed."""
     for length in range(1, min(LONGEST - 1, len(data)) + 1):

@@ -139,8 +139,6 @@ COMPLETION: list[tuple[dict[str, Any], str | None]] = [
 USED: dict[str, Any] = {
     "suffix": "x",
     "length_penalty": 2.0,
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"regex": "a"},
     "guided_json": {},
     "guided_regex": "a",
     "guided_choice": ["a"],

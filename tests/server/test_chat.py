@@ -272,7 +272,6 @@ USED: dict[str, Any] = {
     "parallel_tool_calls": 1,
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
-    "response_format": {"type": "json_object"},
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "prediction": {"type": "content", "content": "x"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from hnet_runtime.engine.messages import EngineInfo
 from server import errors
@@ -84,7 +85,7 @@ class Backlog:
 
 
 class Admission:
-    """Lets a request in or raises the ApiError that turns it away, and counts those by reason."""
+    """Lets a request in or raises the ApiError that turns it away, and counts those by its code."""
 
     def __init__(self, client: EngineClient, backlog: Backlog, settings: ServerSettings) -> None:
         self._client = client
@@ -103,38 +104,39 @@ class Admission:
     def check(self, num_requests: int = 1) -> None:
         """Raises ApiError (429, 503) unless the engine can take `num_requests` more."""
         if self.draining:
-            raise self._turn_away("shutting_down", errors.shutting_down(self._seconds(self._drain_timeout)))
+            raise self._turn_away(errors.shutting_down(self._seconds(self._drain_timeout)))
         info = self.check_loaded()
         if self._client.state != "ready":
             raise self._engine_down()
         if self._client.num_live + num_requests > info.max_num_seqs + self._max_waiting:
-            raise self._slow_down(self._backlog.seconds)
+            raise self._overload(errors.slow_down, self._backlog.seconds)
         # What waits counts, not what comes: so a prompt longer than the limit is served when nothing waits.
         if self._max_waiting_bytes is not None and self._backlog.unread >= self._max_waiting_bytes:
             over = self._backlog.unread - self._max_waiting_bytes + 1
-            raise self._slow_down(self._backlog.seconds_to_read(over))
+            raise self._overload(errors.server_is_overloaded, self._backlog.seconds_to_read(over))
 
     def check_loaded(self) -> EngineInfo:
         """Raises ApiError (503) unless the engine has said what it serves."""
         if self._client.info is None:
             if self._client.state == "loading":
-                raise self._turn_away("loading", errors.loading(LOADING_RETRY_AFTER))
+                raise self._turn_away(errors.loading(LOADING_RETRY_AFTER))
             raise self._engine_down()
         return self._client.info
 
     def _engine_down(self) -> errors.ApiError:
         wait = min(MAX_RETRY_AFTER, self._client.seconds_to_restart)
-        return self._turn_away("engine_down", errors.engine_down(self._seconds(wait)))
+        return self._turn_away(errors.engine_down(self._seconds(wait)))
 
-    def _slow_down(self, wait: float) -> errors.ApiError:
+    def _overload(self, kind: Callable[[int], errors.ApiError], wait: float) -> errors.ApiError:
         """`wait` in seconds, 0 where no rate is known; OpenAI's clients read it in milliseconds where they can."""
-        error = errors.slow_down(self._seconds(wait))
+        error = kind(self._seconds(wait))
         exact = min(MAX_RETRY_AFTER, max(LEAST_WAIT, wait)) if wait else 1.0
         error.headers["retry-after-ms"] = str(round(exact * 1000))
-        return self._turn_away("slow_down", error)
+        return self._turn_away(error)
 
-    def _turn_away(self, reason: str, error: errors.ApiError) -> errors.ApiError:
-        self.rejections[reason] += 1
+    def _turn_away(self, error: errors.ApiError) -> errors.ApiError:
+        assert error.code is not None
+        self.rejections[error.code] += 1
         return error
 
     @staticmethod

@@ -166,7 +166,9 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 class ChatJob(CompletionJob):
-    """A completion whose choices are told as messages. Its id is the completion's with `chat` before it."""
+    """A completion whose choices are told as messages."""
+
+    KIND = "chatcmpl"
 
     def __init__(
         self, service: Service, completion: CompletionRequest, request_id: str, constraint: Constraint | None
@@ -176,7 +178,7 @@ class ChatJob(CompletionJob):
 
     def _head(self) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._request.stream else "chat.completion"
-        return {**super()._head(), "id": f"chat{self.id}", "object": kind}
+        return {**super()._head(), "object": kind}
 
     def _encode(self) -> bytes:
         choices = []

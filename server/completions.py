@@ -71,6 +71,8 @@ async def create_completion(request: Request) -> Response:
 class CompletionJob:
     """One request for completions: the engine's requests it becomes and the choices they fill."""
 
+    KIND = "cmpl"  # begins its id
+
     def __init__(
         self,
         service: Service,
@@ -81,7 +83,7 @@ class CompletionJob:
         self._service = service
         self._request = completion
         self.request_id = request_id
-        self.id = f"cmpl-{acceptable(completion.request_id) or request_id}"
+        self.id = f"{self.KIND}-{acceptable(completion.request_id) or request_id}"
         self._created = int(time.time())
         self._is_constrained = constraint is not None
         self._numbers = 0  # log-probabilities in the answer, at most

@@ -89,6 +89,12 @@ def slow_down(retry_after: int) -> ApiError:
     return ApiError(429, message, type="rate_limit_error", code="slow_down", retry_after=retry_after)
 
 
+def server_is_overloaded(retry_after: int) -> ApiError:
+    """503: whoever asks; no client sends too many requests, the prompts that wait are too long."""
+    message = "Too many bytes of prompts wait to be read; try again later."
+    return ApiError(503, message, type="server_error", code="server_is_overloaded", retry_after=retry_after)
+
+
 def loading(retry_after: int) -> ApiError:
     message = "The model is still being loaded; try again later."
     return ApiError(503, message, type="server_error", code="loading", retry_after=retry_after)

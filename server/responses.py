@@ -106,7 +106,7 @@ _ERRORS = {
     413: "The body is too large.",
     429: "Too much waits already; see `Retry-After`.",
     500: "The engine failed while it worked on the request.",
-    503: "The server is loading, draining or without its engine; see `Retry-After`.",
+    503: "The server is overloaded, loading, draining or without its engine; see `Retry-After`.",
     504: "The request did not end within the server's time for one.",
 }
 

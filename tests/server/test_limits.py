@@ -83,10 +83,10 @@ async def test_prompts_that_wait_are_bounded_in_bytes_and_the_wait_is_what_readi
     client.submit(Request(request_id="b", prompt=b"y" * 5000))  # longer than the limit, and let in while there is room
     with pytest.raises(ApiError) as caught:
         admission.check()
-    assert (caught.value.status, caught.value.code) == (429, "slow_down")
+    assert (caught.value.status, caught.value.code) == (503, "server_is_overloaded")
     assert int(caught.value.headers["retry-after"]) == pytest.approx(44, abs=2)
     assert int(caught.value.headers["retry-after-ms"]) == pytest.approx(44_000, abs=2000)
-    assert admission.rejections == {"slow_down": 1}
+    assert admission.rejections == {"server_is_overloaded": 1}
     wire.say(gain("b", b"z"))
     admission.check()
     await client.stop()
@@ -143,7 +143,7 @@ async def test_under_overload_everybody_has_a_whole_answer_or_is_told_to_come_ba
     assert values["hnet_num_requests_running"] == values["hnet_prompt_backlog_bytes"] == 0
 
 
-def test_a_prefill_backlog_is_a_429_over_http(serve_in_thread: Callable[..., Running]) -> None:
+def test_a_prefill_backlog_is_a_503_over_http(serve_in_thread: Callable[..., Running]) -> None:
     running = serve_in_thread(settings={"max_waiting_bytes": 100}, max_num_seqs=1, tick_seconds=0.05)
     with running.client() as client:
         long = {"prompt": "x" * 99, "max_tokens": 400, "stream": True}
@@ -153,6 +153,6 @@ def test_a_prefill_backlog_is_a_429_over_http(serve_in_thread: Callable[..., Run
                 assert second.status_code == 200
                 assert samples(client.get("/metrics").text)["hnet_prompt_backlog_bytes"] == 100
                 refused: httpx.Response = client.post("/v1/completions", json={"prompt": "y"})
-                assert (refused.status_code, refused.json()["error"]["code"]) == (429, "slow_down")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_is_overloaded")
                 assert 1 <= int(refused.headers["retry-after"]) <= 60
         wait_for(lambda: client.post("/v1/completions", json={"prompt": "y"}).status_code == 200)

@@ -107,11 +107,14 @@ def test_every_choice_has_its_line(
         ):
             client.post("/v1/completions", json=body, headers={"x-request-id": f"r{number}"})
         client.post("/v1/segment", json={"input": "secret"}, headers={"x-request-id": "r5"})
+        chat = {"messages": [{"role": "user", "content": "secret"}], "max_tokens": 3}
+        named = client.post("/v1/chat/completions", json=chat).json()["id"]
     told = lines()
-    first, second, third, fourth, fifth, refused, segment = map(fields, told)
+    first, second, third, fourth, fifth, refused, segment, chatted = map(fields, told)
     for line in (first, second, third, fourth, fifth, segment):
         assert tuple(line) == KEYS
     assert first["request_id"].startswith("cmpl-r0-")
+    assert chatted["request_id"].startswith(f"{named}-")
     assert [each["reason"] for each in (first, third, fifth, refused)] == ["length", "length", "error", "error"]
     assert [each["prompt_bytes"] for each in (first, third, refused, segment)] == ["13", "13", "15", "7"]
     assert [each["completion_bytes"] for each in (first, third, fifth, refused)] == ["12", "9", "3", "0"]

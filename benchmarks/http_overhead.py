@@ -219,16 +219,16 @@ def serve_over_http(server: ServerProcess, asked: Sequence[bytes], max_tokens: i
 def rows_of(
     streams: int, alone: Sequence[Served], in_turn: Sequence[Served], http: Sequence[Served]
 ) -> tuple[list[Row], list[str]]:
-    """The figures of one number of streams, and its line of the table. Ratios are medians of those of each round."""
+    """The figures of one number of streams, and its line of the table, where ratios are medians of the rounds' own."""
     name = f"streams={streams}"
     ratio, to_turn = (median(h.rate / a.rate for a, h in zip(by, http, strict=True)) for by in (alone, in_turn))
-    arrival = median(t.rate / a.rate for a, t in zip(alone, in_turn, strict=True))
     rates = [median(one.rate for one in served) for served in (alone, in_turn, http)]
     report = [
         Row(f"{name} engine", rates[0], "bytes/s"),
-        Row(f"{name} engine in turn", rates[1], "bytes/s", f"{name} engine", arrival),
-        Row(f"{name} http", rates[2], "bytes/s", f"{name} engine", ratio),
-        Row(f"{name} http beside in turn", rates[2], "bytes/s", f"{name} engine in turn", to_turn),
+        Row(f"{name} engine in turn", rates[1], "bytes/s", f"{name} engine", rates[1] / rates[0]),
+        Row(f"{name} http", rates[2], "bytes/s", f"{name} engine", rates[2] / rates[0]),
+        Row(f"{name} http ÷ engine", ratio, "median of rounds"),
+        Row(f"{name} http ÷ engine in turn", to_turn, "median of rounds"),
         Row(f"{name} events", median(h.generated / h.events for h in http), "bytes/event"),
         Row(f"{name} first event", 1e3 * median(h.first for h in http), "ms"),
         Row(f"{name} first byte in turn", 1e3 * median(t.first for t in in_turn), "ms"),

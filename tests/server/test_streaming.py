@@ -92,6 +92,19 @@ def test_events_are_flushed_as_they_come_at_light_load(serve_in_thread: Callable
     assert [event["choices"][0]["token_ids"] for event in pieces] == [[byte] for byte in expected(b"abc", 10)]
 
 
+def test_rows_that_run_together_gather_their_bytes(serve_in_thread: Callable[..., Running]) -> None:
+    running = serve_in_thread({"stream_flush_ms": 200.0}, tick_seconds=0.001)
+    with running.client() as client:
+        pieces = stream(client, ["abc", "añb😀"], n=8, max_tokens=100, temperature=1, seed=0)
+    texts = [
+        "".join(event["choices"][0]["text"] for event in pieces if event["choices"][0]["index"] == index)
+        for index in range(16)
+    ]
+    assert [texts[0].encode(), texts[1].encode()] == [expected(b"abc", 100), expected(b"abc", 100, choice=1)]
+    assert len(pieces) < 16 * 100 / 2
+    assert all(event["choices"][0]["text"] for event in pieces if event["choices"][0]["finish_reason"] is None)
+
+
 async def test_sixteen_streams_at_once_get_what_each_gets_alone(serve_in_thread: Callable[..., Running]) -> None:
     running = serve_in_thread(max_num_seqs=4, tick_seconds=0.001)
 

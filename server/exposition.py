@@ -18,6 +18,28 @@ from starlette.responses import Response
 from server.metrics import Histogram, Metrics
 from server.service import Service
 
+# Ours under vLLM's names, for dashboards, autoscalers and gateways that look for those: its token is our byte.
+VLLM = {
+    "num_requests_running": "num_requests_running",
+    "num_requests_waiting": "num_requests_waiting",
+    "kv_cache_usage_perc": "kv_cache_usage_perc",
+    "prompt_bytes": "prompt_tokens",
+    "generation_bytes": "generation_tokens",
+    "prefix_cache_queries_bytes": "prefix_cache_queries",
+    "prefix_cache_hits_bytes": "prefix_cache_hits",
+    "num_preemptions": "num_preemptions",
+    "request_finished": "request_success",
+    "time_to_first_byte_seconds": "time_to_first_token_seconds",
+    "inter_byte_latency_seconds": "inter_token_latency_seconds",
+    "time_per_output_byte_seconds": "request_time_per_output_token_seconds",
+    "e2e_request_latency_seconds": "e2e_request_latency_seconds",
+    "request_queue_time_seconds": "request_queue_time_seconds",
+    "request_prefill_time_seconds": "request_prefill_time_seconds",
+    "request_decode_time_seconds": "request_decode_time_seconds",
+    "request_prompt_bytes": "request_prompt_tokens",
+    "request_generation_bytes": "request_generation_tokens",
+}
+
 router = APIRouter()
 
 
@@ -48,9 +70,12 @@ class _ServerCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._gauges()
-        yield from self._counters()
-        yield from self._histograms()
+        families = [*self._gauges(), *self._counters(), *self._histograms()]
+        yield from families
+        if self._service.settings.metrics_compat == "vllm" and self._service.client.info is not None:
+            for family in families:
+                if family.name.removeprefix("hnet_") in VLLM:
+                    yield _as_vllm(family, self._service.model_name)
 
     def _gauges(self) -> Iterator[Metric]:
         client, info = self._service.client, self._service.client.info
@@ -81,16 +106,6 @@ class _ServerCollector(Collector):
             family = GaugeMetricFamily("hnet_model_info", "The model served; always 1.", labels=list(about))
             family.add_metric(list(about.values()), 1)
             yield family
-        if self._service.settings.metrics_compat == "vllm" and info is not None:
-            values = {
-                "num_requests_running": stats.running,
-                "num_requests_waiting": stats.waiting,
-                "kv_cache_usage_perc": stats.kv_in_use,
-            }
-            for name, value in values.items():
-                family = GaugeMetricFamily(f"vllm:{name}", f"The same as hnet_{name}.", labels=["model_name"])
-                family.add_metric([self._service.model_name], value)
-                yield family
 
     def _parked(self) -> tuple[int, ...]:
         """Rows that wait for stage 1, 2, …: zeros before the engine's first word of it, and after its last."""
@@ -101,7 +116,7 @@ class _ServerCollector(Collector):
     def _counters(self) -> Iterator[Metric]:
         metrics, totals = self._metrics, self._metrics.totals
         yield _counter(
-            "prompt_bytes", "Prompt bytes read by the model, BOS included.", [((), totals.prompt_bytes_total)]
+            "prompt_bytes", "Bytes of prompts read by the model, BOS included.", [((), totals.prompt_bytes_total)]
         )
         yield _counter("generation_bytes", "Bytes generated.", [((), totals.generation_bytes_total)])
         chunks = [((str(stage),), count) for stage, count in enumerate(totals.chunks_total, start=1)]
@@ -137,13 +152,18 @@ class _ServerCollector(Collector):
     def _histograms(self) -> Iterator[Metric]:
         metrics = self._metrics
         for name, text, histogram in (
-            ("time_to_first_byte_seconds", "From submission to the first byte.", metrics.time_to_first_byte),
-            ("inter_byte_latency_seconds", "Between two bytes of a request.", metrics.inter_byte_latency),
-            ("inter_chunk_latency_seconds", "Between two chunks of a completion.", metrics.inter_chunk_latency),
-            ("time_per_output_byte_seconds", "Mean time of a byte after the first.", metrics.time_per_output_byte),
-            ("e2e_request_latency_seconds", "From submission to the end.", metrics.e2e_latency),
-            ("request_queue_time_seconds", "From submission to a row.", metrics.queue_time),
-            ("request_prefill_time_seconds", "From a row to the end of the prompt.", metrics.prefill_time),
+            ("time_to_first_byte_seconds", "Seconds from submission to the first byte.", metrics.time_to_first_byte),
+            ("inter_byte_latency_seconds", "Seconds between two bytes of a request.", metrics.inter_byte_latency),
+            ("inter_chunk_latency_seconds", "Seconds between two chunks of a completion.", metrics.inter_chunk_latency),
+            (
+                "time_per_output_byte_seconds",
+                "Seconds that a byte after the first took, the mean of a request.",
+                metrics.time_per_output_byte,
+            ),
+            ("e2e_request_latency_seconds", "Seconds from submission to the end.", metrics.e2e_latency),
+            ("request_queue_time_seconds", "Seconds from submission to a row.", metrics.queue_time),
+            ("request_prefill_time_seconds", "Seconds from a row to the end of the prompt.", metrics.prefill_time),
+            ("request_decode_time_seconds", "Seconds from the end of the prompt to the end.", metrics.decode_time),
             ("request_prompt_bytes", "Bytes of a prompt, BOS included.", metrics.prompt_bytes),
             ("request_generation_bytes", "Bytes of a completion.", metrics.generation_bytes),
         ):
@@ -154,6 +174,16 @@ class _ServerCollector(Collector):
         yield _histogram("park_wait_seconds", "Seconds a row waited at the start of a chunk.", waits, ("stage",))
         steps = [((kind, str(stage)), histogram) for (kind, stage), histogram in metrics.step_duration.items()]
         yield _histogram("step_duration_seconds", "Seconds a piece of work took.", steps, ("kind", "stage"))
+
+
+def _as_vllm(family: Metric, model: str) -> Metric:
+    """The same numbers under vLLM's name, with its labels."""
+    name = f"vllm:{VLLM[family.name.removeprefix('hnet_')]}"
+    twin = Metric(name, f"{family.documentation} The same as {family.name}; a token is a byte.", family.type)
+    for sample in family.samples:
+        labels = {"finished_reason" if label == "reason" else label: value for label, value in sample.labels.items()}
+        twin.add_sample(name + sample.name.removeprefix(family.name), {"model_name": model, **labels}, sample.value)
+    return twin
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -84,6 +84,7 @@ class Metrics:
         self.e2e_latency = Histogram(SECONDS)
         self.queue_time = Histogram(SECONDS)
         self.prefill_time = Histogram(SECONDS)
+        self.decode_time = Histogram(SECONDS)
         self.prompt_bytes = Histogram(BYTES)
         self.generation_bytes = Histogram(BYTES)
 
@@ -148,6 +149,7 @@ class Metrics:
         if usage is not None:
             self.queue_time.observe(usage.queue_seconds)
             self.prefill_time.observe(usage.prefill_seconds)
+            self.decode_time.observe(usage.decode_seconds)
             for stage, chunks in enumerate(usage.chunks, start=1):
                 if chunks:
                     self.bytes_per_chunk[stage].observe((usage.prompt_bytes + usage.completion_bytes) / chunks)

@@ -105,7 +105,7 @@ ENGINE_OPTIONS = (
 @option("--max-waiting-requests", type=click.IntRange(0), default=1024, help="Longest queue before 429.")
 @option("--max-waiting-bytes", type=Bytes(), help="Prompt bytes that may wait to be read before 503. [default: any]")
 @option("--metrics-public", is_flag=True, help="Serve /metrics without the API key.")
-@option("--metrics-compat", type=click.Choice(["vllm"]), help="Also serve gauges under another server's names.")
+@option("--metrics-compat", type=click.Choice(["vllm"]), help="Also serve metrics under another server's names.")
 @option("--otlp-traces-endpoint", help="URL of a collector that takes OTLP over HTTP. [default: no traces]")
 @option("--in-process", is_flag=True, help="Run the engine in a thread, not in a process of its own.")
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")

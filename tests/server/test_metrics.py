@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,41 +11,56 @@ from conftest import Running
 from fake_engine import PARK_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.exposition import VLLM
 from server.metrics import Histogram
 
-NAMES = {
-    "hnet_num_requests_running",
-    "hnet_num_requests_waiting",
-    "hnet_prompt_backlog_bytes",
-    "hnet_num_requests_parked",
-    "hnet_num_preemptions",
-    "hnet_prefix_cache_queries_bytes",
-    "hnet_prefix_cache_hits_bytes",
-    "hnet_prefix_cache_bytes",
-    "hnet_park_wait_seconds",
-    "hnet_kv_cache_usage_perc",
-    "hnet_state_slots_usage_perc",
-    "hnet_engine_heartbeat_age_seconds",
-    "hnet_model_info",
-    "hnet_prompt_bytes",
-    "hnet_generation_bytes",
-    "hnet_chunks",
-    "hnet_steps",
-    "hnet_step_rows",
-    "hnet_request_finished",
-    "hnet_engine_restarts",
-    "hnet_admission_rejections",
-    "hnet_time_to_first_byte_seconds",
-    "hnet_inter_byte_latency_seconds",
-    "hnet_inter_chunk_latency_seconds",
-    "hnet_time_per_output_byte_seconds",
-    "hnet_e2e_request_latency_seconds",
-    "hnet_request_queue_time_seconds",
-    "hnet_request_prefill_time_seconds",
-    "hnet_request_prompt_bytes",
-    "hnet_request_generation_bytes",
-    "hnet_bytes_per_chunk",
-    "hnet_step_duration_seconds",
+# Every family of `docs/api.md`, with the first word of its help, which is its unit.
+UNITS = {
+    "num_requests_running": "Requests",
+    "num_requests_waiting": "Requests",
+    "num_requests_parked": "Requests",
+    "prompt_backlog_bytes": "Bytes",
+    "kv_cache_usage_perc": "Share",
+    "state_slots_usage_perc": "Share",
+    "prefix_cache_bytes": "Bytes",
+    "engine_heartbeat_age_seconds": "Seconds",
+    "model_info": "The model served; always 1.",
+    "prompt_bytes": "Bytes",
+    "generation_bytes": "Bytes",
+    "chunks": "Chunks",
+    "num_preemptions": "Times",
+    "prefix_cache_queries_bytes": "Bytes",
+    "prefix_cache_hits_bytes": "Bytes",
+    "steps": "Pieces of work",
+    "step_rows": "Rows",
+    "request_finished": "Requests",
+    "engine_restarts": "Times",
+    "admission_rejections": "HTTP requests",
+    "time_to_first_byte_seconds": "Seconds",
+    "inter_byte_latency_seconds": "Seconds",
+    "inter_chunk_latency_seconds": "Seconds",
+    "time_per_output_byte_seconds": "Seconds",
+    "e2e_request_latency_seconds": "Seconds",
+    "request_queue_time_seconds": "Seconds",
+    "request_prefill_time_seconds": "Seconds",
+    "request_decode_time_seconds": "Seconds",
+    "request_prompt_bytes": "Bytes",
+    "request_generation_bytes": "Bytes",
+    "bytes_per_chunk": "Bytes",
+    "park_wait_seconds": "Seconds",
+    "step_duration_seconds": "Seconds",
+}
+# What dashboards and autoscalers made for vLLM ask for.
+VLLM_SAMPLES = {
+    *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
+    *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:num_preemptions_total"),
+    *("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:request_success_total"),
+    *("vllm:time_to_first_token_seconds_bucket", "vllm:inter_token_latency_seconds_bucket"),
+    *("vllm:request_time_per_output_token_seconds_bucket", "vllm:e2e_request_latency_seconds_bucket"),
+    *("vllm:e2e_request_latency_seconds_sum", "vllm:e2e_request_latency_seconds_count"),
+    *("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum"),
+    *("vllm:request_decode_time_seconds_sum", "vllm:request_prompt_tokens_bucket"),
+    "vllm:request_generation_tokens_bucket",
 }
 
 
@@ -59,7 +76,7 @@ def test_all_that_was_asked_is_counted(serve_in_thread: Callable[..., Running]) 
         client.post("/v1/segment", json={"input": "abcdefgh"})
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert {family.name for family in text_string_to_metric_families(answer.text)} == NAMES
+    assert {family.name.removeprefix("hnet_") for family in text_string_to_metric_families(answer.text)} == set(UNITS)
     values = samples(answer.text)
     finished = {reason: values[f'hnet_request_finished_total{{reason="{reason}"}}'] for reason in REASONS}
     assert finished == {"stop": 1, "length": 4, "abort": 0, "error": 3}
@@ -125,17 +142,18 @@ def test_totals_of_the_prefix_cache_and_of_preemptions_outlive_an_engine(
 def test_help_says_the_unit(serve_in_thread: Callable[..., Running]) -> None:
     with serve_in_thread().client() as client:
         families = {each.name: each for each in text_string_to_metric_families(client.get("/metrics").text)}
-    for name, unit in (
-        ("hnet_num_requests_parked", "Requests"),
-        ("hnet_num_preemptions", "Times"),
-        ("hnet_prefix_cache_queries_bytes", "Bytes"),
-        ("hnet_prefix_cache_hits_bytes", "Bytes"),
-        ("hnet_prefix_cache_bytes", "Bytes"),
-        ("hnet_prompt_backlog_bytes", "Bytes"),
-        ("hnet_park_wait_seconds", "Seconds"),
-        ("hnet_engine_restarts", "Times"),
-    ):
-        assert families[name].documentation.startswith(unit)
+    for name, unit in UNITS.items():
+        assert families[f"hnet_{name}"].documentation.startswith(unit), name
+
+
+def test_the_document_has_every_name() -> None:
+    document = (
+        (Path(__file__).parents[2] / "docs/api.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    )
+    told = {
+        name.partition("{")[0].removesuffix("_total") for name in re.findall(r"`([a-z0-9_]+(?:{[^`]*)?)`", document)
+    }
+    assert set(UNITS) <= told
 
 
 PARKED = 'hnet_num_requests_parked{{stage="{}"}}'
@@ -155,11 +173,24 @@ def test_model_info_says_what_runs_the_model(serve_in_thread: Callable[..., Runn
     assert (info.labels["device"], info.labels["dtype"], info.labels["kernels"]) == ("cpu", "float32", "torch")
 
 
-def test_the_names_of_another_server_are_there_when_asked_for(serve_in_thread: Callable[..., Running]) -> None:
-    compat = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"}
+def test_vllms_names_have_the_same_numbers_when_asked_for(serve_in_thread: Callable[..., Running]) -> None:
     with serve_in_thread(settings={"metrics_compat": "vllm"}).client() as client:
-        families = text_string_to_metric_families(client.get("/metrics").text)
-        assert {family.name for family in families if family.name.startswith("vllm:")} == compat
+        client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 10})
+        text = client.get("/metrics").text
+    told = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    compat = [sample for sample in told if sample.name.startswith("vllm:")]
+    assert {sample.name for sample in compat} >= VLLM_SAMPLES
+    assert all(sample.labels["model_name"] == "fake" for sample in compat)
+    values = samples(text)
+    assert values['vllm:generation_tokens_total{model_name="fake"}'] == values["hnet_generation_bytes_total"] == 10
+    assert values['vllm:request_success_total{finished_reason="length",model_name="fake"}'] == 1
+    for ours, theirs in VLLM.items():
+        (family,) = (each for each in text_string_to_metric_families(text) if each.name == f"vllm:{theirs}")
+        assert f"The same as hnet_{ours};" in family.documentation
+
+
+def test_without_being_asked_for_vllms_names_are_not_there(http: httpx.Client) -> None:
+    assert "vllm:" not in http.get("/metrics").text
 
 
 def test_a_histogram_counts_a_value_in_the_bucket_that_bounds_it() -> None:

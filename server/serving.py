@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ class Server:
             ws="none",
             lifespan="on",
             backlog=BACKLOG,
-            timeout_graceful_shutdown=CLOSE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(CLOSE_SECONDS) + 1,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             server_header=False,
             ssl_certfile=settings.ssl_certfile,
@@ -113,6 +114,12 @@ class Server:
             log.warning("ending %d requests that still run", client.num_live)
             client.fail_live(shutting_down(1))
         self._server.should_exit = True
+        asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._leave_readers)
+
+    def _leave_readers(self) -> None:
+        """Cuts off whoever has not taken the end of a response by now."""
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
     async def _after_loading(self, on_ready: Callable[[Service], None] | None) -> None:
         client = self.service.client

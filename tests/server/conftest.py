@@ -119,14 +119,19 @@ class ServerProcess:
 
 
 def start_process(
-    settings: dict[str, Any] | None = None, *, ready: bool = True, log: Path | None = None, **engine: Any
+    settings: dict[str, Any] | None = None,
+    *,
+    ready: bool = True,
+    log: Path | None = None,
+    constants: dict[str, Any] | None = None,
+    **engine: Any,
 ) -> ServerProcess:
-    """A real server process on the fake engine; `settings` and the engine's options by name. What it logs is at
-    `process.stderr`, or in the file `log`, as it has to be where it is much."""
-    chosen = {"port": 0, "log_level": "info", **(settings or {})}
+    """A real server process on the fake engine; `settings`, the engine's options and `constants` of the server's
+    modules by name. What it logs is at `process.stderr`, or in the file `log`, as it has to be where it is much."""
+    chosen = {"port": 0, "log_level": "warning", **(settings or {})}
     with nullcontext(subprocess.PIPE) if log is None else log.open("w") as err:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "fake_server.py"), json.dumps(chosen), json.dumps(engine)],
+            [sys.executable, str(HERE / "fake_server.py"), *map(json.dumps, (chosen, engine, constants or {}))],
             stdout=subprocess.PIPE,
             stderr=err,
             text=True,

@@ -55,7 +55,7 @@ class Target:
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     directory = tmp_path_factory.mktemp("raw")
     log, journal = directory / "log", directory / "journal"
-    settings = {"header_timeout": 0.5, "max_body_bytes": MAX_BODY, "drain_timeout": 1}
+    settings = {"header_timeout": 0.5, "max_body_bytes": MAX_BODY, "drain_timeout": 1, "log_level": "info"}
     server = start_process(
         settings, log=log, tick_seconds=0.002, max_num_seqs=8, max_model_len=200_000, journal=str(journal)
     )
@@ -78,7 +78,9 @@ def unharmed(target: Target) -> Iterator[None]:
     ended = sum(counted[f'hnet_request_finished_total{{reason="{reason}"}}'] for reason in FINISH_REASONS)
     assert ended == target.submitted()
     assert counted["hnet_engine_restarts_total"] == counted['hnet_request_finished_total{reason="error"}'] == 0
-    assert not DEFECT.search(target.log.read_text())
+    log = target.log.read_text()
+    assert "POST /v1/completions 200 " in log
+    assert not DEFECT.search(log)
 
 
 def text(answer: Answer) -> str:

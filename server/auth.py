@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
-import time
 from collections.abc import Iterable
-from pathlib import Path
+from functools import partial
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import unauthorized
-from server.files import read_keys
+from server.files import WatchedFiles, read_keys
 
 PROBES = frozenset({"/health", "/ready"})
-CHECK_SECONDS = 1.0  # between two looks at the file's time
-
-log = logging.getLogger("hnet.server")
 
 
 class KeyRing:
@@ -31,47 +26,21 @@ class KeyRing:
     def __init__(self, keys: Iterable[str], file: str | None = None) -> None:
         self._fixed = [_digest(key.strip().encode()) for key in keys]
         self._digests = self._fixed
-        self._file = file
-        self._seen: tuple[int, int, int] | None = None
-        self._complaint: str | None = None
-        self._checked = time.monotonic()
-        if file is not None:
-            self._take(file)
+        self._file = None if file is None else WatchedFiles([file], partial(self._take, file))
 
     def knows(self, key: bytes) -> bool:
         """Whether a key is one of ours; takes the same time whichever it is and however nearly it is one."""
-        if self._file is not None and time.monotonic() - self._checked >= CHECK_SECONDS:
-            self._checked = time.monotonic()
-            self._refresh(self._file)
+        if self._file is not None:
+            self._file.look()
         digest = _digest(key)
         found = False
         for known in self._digests:
             found |= hmac.compare_digest(digest, known)
         return found
 
-    def _take(self, file: str) -> bool:
-        """Takes the file's keys if it has changed, and says whether."""
-        try:
-            status = Path(file).stat()
-        except OSError as error:
-            raise ValueError(f"api_key_file {file}: {error.strerror}") from error
-        seen = status.st_mtime_ns, status.st_ino, status.st_size
-        if seen == self._seen:
-            return False
+    def _take(self, file: str) -> str:
         self._digests = [*self._fixed, *(_digest(key.encode()) for key in read_keys(file))]
-        self._seen = seen
-        return True
-
-    def _refresh(self, file: str) -> None:
-        complaint = None
-        try:
-            if self._take(file):
-                log.info("%s has changed: %d API keys are in force", file, len(self._digests))
-        except ValueError as error:
-            complaint = str(error)
-        if complaint is not None and complaint != self._complaint:  # said once, not every second
-            log.error("%s; the last keys stay in force", complaint)
-        self._complaint = complaint
+        return f"{len(self._digests)} API keys are in force"
 
 
 class ApiKey:

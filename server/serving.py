@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from server.app import build_app, build_service
+from server.certificate import keep_current
 from server.connection import connection_type
 from server.engine_client import Transport
 from server.engine_loop import EngineLaunch
@@ -87,12 +88,18 @@ class Server:
             return runner.run(self.serve(on_ready))
 
     async def serve(self, on_ready: Callable[[Service], None] | None = None) -> int:
-        loading = asyncio.create_task(self._after_loading(on_ready))
+        beside = [asyncio.create_task(self._after_loading(on_ready))]
+        config, certfile = self._server.config, self._settings.ssl_certfile
+        if certfile is not None:
+            config.load()
+            assert config.ssl is not None
+            beside.append(asyncio.create_task(keep_current(config.ssl, certfile, self._settings.ssl_keyfile)))
         try:
             await self._server.serve(sockets=[self._socket])
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         return 1 if self.failure else 0
 
     def stop(self) -> None:

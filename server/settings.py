@@ -103,10 +103,8 @@ class ServerSettings:
             object.__setattr__(self, name, tuple(values))
             if not all(value.strip() for value in values):
                 raise ValueError(f"{name} must not be empty")
-        for name in ("chat_template", "ssl_certfile", "ssl_keyfile"):
-            path = getattr(self, name)
-            if path is not None:
-                check_readable(name, path)
+        if self.chat_template is not None:
+            check_readable("chat_template", self.chat_template)
         if self.api_key_file is not None:
             read_keys(self.api_key_file)
         if self.ssl_certfile is not None:

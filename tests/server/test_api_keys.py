@@ -9,14 +9,14 @@ import pytest
 from answers import wait_for
 from conftest import Running
 
-from server import auth
+from server import files
 from server.auth import KeyRing
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring looks at its file whenever it is asked."""
-    monkeypatch.setattr(auth, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(files, "CHECK_SECONDS", 0.0)
 
 
 def test_every_key_opens_and_nothing_near_one_does() -> None:

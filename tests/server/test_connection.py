@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from answers import events, expected
+from answers import events, expected, wait_for
 from conftest import Running, ServerProcess
 
 from server.connection import MAX_HEAD_BYTES
@@ -83,10 +84,10 @@ async def test_a_head_that_comes_drop_by_drop_is_no_whole_one(serve_in_thread: S
 
 
 async def test_a_body_may_take_longer_than_the_timeout_while_it_comes(serve_in_thread: Serve) -> None:
-    running = serve_in_thread(settings={"header_timeout": 1.0})
+    running = serve_in_thread(settings={"header_timeout": 0.6})
     pieces = [BODY[at : at + 10] for at in range(0, len(BODY), 10)]
     head = HEAD.replace(b"host: x", b"host: x\r\nconnection: close")
-    data = await dialogue(running, head % len(BODY), *pieces, pause=0.3)
+    data = await dialogue(running, head % len(BODY), *pieces, pause=0.15)
     assert data.startswith(b"HTTP/1.1 200 ")
     assert b'"text":"abc"' in data
 
@@ -123,10 +124,8 @@ async def test_a_connection_serves_many_requests_and_pipelined_ones(serve_in_thr
 # TLS
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def make_certificate(directory: Path) -> tuple[str, str]:
     """A certificate for 127.0.0.1 and its key, made for these tests."""
-    directory = tmp_path_factory.mktemp("tls")
     cert, key = directory / "cert.pem", directory / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     try:
@@ -138,6 +137,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     except FileNotFoundError:
         pytest.skip("there is no openssl to make a certificate with")
     return str(cert), str(key)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize("in_one_file", [False, True])
@@ -155,6 +159,39 @@ def test_a_server_with_a_certificate_speaks_https(
     context = ssl.create_default_context(cafile=cert)
     with httpx.Client(base_url=server.url, verify=context, trust_env=False, timeout=20) as client:
         assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_a_certificate_is_renewed_while_the_server_runs(
+    serve_process: Callable[..., ServerProcess], certificate: tuple[str, str], tmp_path: Path
+) -> None:
+    old, new = certificate, make_certificate(tmp_path)
+    cert, key = (Path(shutil.copy(path, tmp_path / name)) for path, name in zip(old, ("c.pem", "k.pem"), strict=True))
+    log = tmp_path / "log"
+    server = serve_process(settings={"ssl_certfile": str(cert), "ssl_keyfile": str(key)}, ready=False, log=log)
+
+    def client(authority: str) -> httpx.Client:
+        context = ssl.create_default_context(cafile=authority)
+        return httpx.Client(base_url=server.url, verify=context, trust_env=False, timeout=20)
+
+    def is_known_to(authority: str) -> bool:
+        try:
+            with client(authority) as fresh:
+                return fresh.get("/health").status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    with client(old[0]) as open_before:
+        assert open_before.get("/health").status_code == 200
+        assert not is_known_to(new[0])
+        cert.write_text("half a")
+        wait_for(lambda: "no certificate in PEM form" in log.read_text())
+        assert is_known_to(old[0])
+        shutil.copy(new[1], key)
+        shutil.copy(new[0], cert)
+        wait_for(lambda: is_known_to(new[0]))
+        assert not is_known_to(old[0])
+        assert open_before.get("/health").status_code == 200
+    assert log.read_text().count("no certificate in PEM form") == 1
 
 
 def test_files_that_are_no_certificate_and_key_are_told_apart(certificate: tuple[str, str], tmp_path: Path) -> None:

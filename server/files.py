@@ -99,7 +99,7 @@ def load_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None
     try:
         # Without a password of our own OpenSSL would ask the terminal for one.
         context.load_cert_chain(certfile, keyfile, password="")
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = error.reason if isinstance(error, ssl.SSLError) else None
         if reason == "KEY_VALUES_MISMATCH":
             raise ValueError(f"ssl_keyfile {keyfile or certfile}: not the key of {certfile}") from error

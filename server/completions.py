@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from hnet_runtime.config import BOS, VOCAB_SIZE
 from hnet_runtime.engine import messages
-from hnet_runtime.engine.request import can_begin
+from hnet_runtime.engine.utf8 import can_begin
 from server import errors
 from server.choice import Choice, ChoiceOptions
 from server.output_stream import OutputStream

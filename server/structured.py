@@ -14,10 +14,8 @@ from typing import Any, Literal, Self
 import msgspec
 from pydantic import Field, model_validator
 
-from hnet_runtime.engine.constraints import MAX_SOURCE_BYTES
-from hnet_runtime.engine.messages import Constraint
+from hnet_runtime.engine.messages import MAX_CONSTRAINT_BYTES, Constraint
 from server.errors import invalid, slow_down
-from server.json_schemas import SchemaError, enforceable
 from server.limited_process import LimitedProcess, ProcessEnded, TookTooLong
 from server.strict_model import StrictModel, wrong
 
@@ -27,6 +25,7 @@ VERDICTS = 512  # remembered
 MAX_CHOICES = 1024
 WHITESPACE = r" ?|\n[ \t]{0,32}"  # between the parts of JSON, where nothing else is asked for
 
+_ANY_OBJECT = '{"type": "object"}'
 _WAYS = ("json", "regex", "choice", "grammar", "json_object")
 
 
@@ -76,14 +75,14 @@ class StructuredOutputs(StrictModel):
             return Constraint(kind="choice", source=_compact(self.choice, name)), name
         if self.grammar is not None:
             return Constraint(kind="grammar", source=self.grammar), name
-        schema = {"type": "object"} if self.json_object else self.json_
-        if isinstance(schema, str):
-            try:
-                schema = msgspec.json.decode(schema)
-            except (msgspec.DecodeError, RecursionError) as error:
-                raise invalid(f"{name}: is not JSON: {error}", name) from None
+        schema = _ANY_OBJECT if self.json_object else self.json_
         whitespace = "" if self.disable_any_whitespace else (self.whitespace_pattern or WHITESPACE)
-        return _json(schema, name, whitespace, closed=self.disable_additional_properties), name
+        return Constraint(
+            kind="json",
+            source=schema if isinstance(schema, str) else _compact(schema, name),
+            whitespace=whitespace,
+            closed=self.disable_additional_properties,
+        ), name
 
 
 class JsonSchemaFormat(StrictModel):
@@ -112,19 +111,12 @@ class ResponseFormat(StrictModel):
         """And the name of the parameter that says it; None for any text. Raises ApiError (400)."""
         if self.json_schema is not None:
             name = "response_format.json_schema.schema"
-            return _json(self.json_schema.schema_, name, WHITESPACE), name
-        if self.type == "json_object":
-            return _json({"type": "object"}, "response_format", WHITESPACE), "response_format"
-        return None
-
-
-def _json(schema: Any, name: str, whitespace: str, *, closed: bool = False) -> Constraint:
-    try:
-        source = _compact(enforceable(schema, closed=closed), name)
-    except (SchemaError, RecursionError) as error:
-        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise invalid(f"{name}: {reason}", name) from None
-    return Constraint(kind="json", source=source, whitespace=whitespace)
+            source = _compact(self.json_schema.schema_, name)
+        elif self.type == "json_object":
+            name, source = "response_format", _ANY_OBJECT
+        else:
+            return None
+        return Constraint(kind="json", source=source, whitespace=WHITESPACE), name
 
 
 def _compact(document: Any, name: str) -> str:
@@ -144,8 +136,8 @@ class ConstraintChecker:
 
     async def check(self, constraint: Constraint, name: str) -> None:
         """Raises ApiError: 400, naming what cannot be enforced; 429 where too many others wait."""
-        if len(constraint.source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
-            raise invalid(f"{name}: has more than {MAX_SOURCE_BYTES} bytes", name)
+        if len(constraint.source.encode("utf-8", "replace")) > MAX_CONSTRAINT_BYTES:
+            raise invalid(f"{name}: has more than {MAX_CONSTRAINT_BYTES} bytes", name)
         verdict = self._verdicts.get(constraint)
         if verdict is None:
             try:

@@ -23,6 +23,7 @@ BOOKKEEPING = [
     "hnet_runtime.engine.planning",
     "hnet_runtime.engine.policies",
     "hnet_runtime.engine.byte_tables",
+    "hnet_runtime.engine.json_schemas",
     "hnet_runtime.engine.constraints",
     "hnet_runtime.engine.structure",
     "hnet_runtime.state.prefix",

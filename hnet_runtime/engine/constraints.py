@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from hnet_runtime.config import EOS, VOCAB_SIZE
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.byte_tables import ByteTable, Sequences, choice_table, regex_table
-from hnet_runtime.engine.messages import Constraint
+from hnet_runtime.engine.json_schemas import enforceable
+from hnet_runtime.engine.messages import MAX_CONSTRAINT_BYTES, Constraint
 
-MAX_SOURCE_BYTES = 1 << 16
 MAX_MASKS = 4096  # looked at to learn what a class of characters holds
 _END = VOCAB_SIZE  # the number that stands for the end where bytes are tokens
 
@@ -181,7 +181,7 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=50_000,
-        step_max_items=4_000,
+        step_max_items=2_000,
         max_items_in_row=1_000,
         max_lexer_states=10_000,
         max_grammar_size=100_000,
@@ -238,8 +238,8 @@ def compiled(constraint: Constraint) -> Compiled:
 def compile_constraint(constraint: Constraint) -> Compiled:
     """Raises ConstraintError for what cannot be enforced. The work is bounded."""
     source = constraint.source
-    if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
-        raise ConstraintError(f"has more than {MAX_SOURCE_BYTES} bytes")
+    if len(source.encode("utf-8", "surrogatepass")) > MAX_CONSTRAINT_BYTES:
+        raise ConstraintError(f"has more than {MAX_CONSTRAINT_BYTES} bytes")
     match constraint.kind:
         case "choice":
             table = choice_table(choice.encode() for choice in json.loads(source))
@@ -255,9 +255,18 @@ def compile_constraint(constraint: Constraint) -> Compiled:
                 options["whitespace_pattern"] = constraint.whitespace
             elif constraint.whitespace == "":
                 options["whitespace_flexible"] = False
-            return _grammar(LLMatcher.grammar_from_json_schema, source, options)
+            schema = _schema(source, constraint.closed)
+            return _grammar(LLMatcher.grammar_from_json_schema, schema, options)
         case "grammar":
             return _grammar(grammar_from, "grammar", source)
+
+
+def _schema(source: str, closed: bool) -> str:
+    try:
+        return json.dumps(enforceable(json.loads(source), closed=closed))
+    except (ValueError, RecursionError) as error:  # SchemaError too
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConstraintError(_one_line(reason)) from None
 
 
 def _grammar(read: Callable[..., str], *arguments: Any) -> Grammar:

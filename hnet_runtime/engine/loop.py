@@ -16,11 +16,12 @@ from torch import Tensor
 
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, EngineStats, Output, Request, StepRecord, Tick
 from hnet_runtime.engine.plan import ByteStep, Prefill, Span, StageStep, Work
-from hnet_runtime.engine.request import LiveRequest, RequestError, can_begin, validate
+from hnet_runtime.engine.request import LiveRequest, RequestError, validate
 from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
 from hnet_runtime.engine.scheduler import Scheduler
 from hnet_runtime.engine.structure import GRACE_SECONDS, StructureWorkers
+from hnet_runtime.engine.utf8 import can_begin
 
 log = logging.getLogger("hnet.engine")
 _NOT_FINITE = "the model's logits are not finite"

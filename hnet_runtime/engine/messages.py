@@ -12,6 +12,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Utf8Mode = Literal["strict", "raw"]
+MAX_CONSTRAINT_BYTES = 1 << 16
 ConstraintKind = Literal["json", "regex", "choice", "grammar"]
 
 
@@ -20,12 +21,13 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
 
     `source` is a JSON schema, a regular expression, a JSON list of texts, or a grammar in Lark's or GBNF's notation.
     `whitespace`: of JSON, a regular expression of what may stand between its parts; "" for nothing, None for any white
-    space.
+    space. `closed`: objects have no properties but those that their schema names, unless it says so.
     """
 
     kind: ConstraintKind
     source: str
     whitespace: str | None = None
+    closed: bool = False
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,6 @@ from hnet_runtime.engine.messages import (
     Request,
     SamplingParams,
     Usage,
-    Utf8Mode,
 )
 from hnet_runtime.engine.shaping import ByteFilter, Penalties
 from hnet_runtime.engine.snapshots import ChunkHistory, Pinned, Snapshot
@@ -76,11 +75,6 @@ def validate(params: SamplingParams) -> None:
     for name, holds, message in checks:
         if not holds:
             raise RequestError(name, f"{name} {message}, not {getattr(params, name)!r}")
-
-
-def can_begin(prompt: bytes, mode: Utf8Mode) -> bool:
-    """Whether a completion may begin with a character of its own behind a prompt, as one under a constraint has to."""
-    return mode == "raw" or utf8.state_after(prompt) == utf8.START
 
 
 def _is_byte(number: int) -> bool:

@@ -6,11 +6,14 @@ The states follow table 3-7 of the Unicode standard: what may still come inside 
 from __future__ import annotations
 
 from functools import cache
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from hnet_runtime.config import EOS, VOCAB_SIZE
+from hnet_runtime.engine.messages import Utf8Mode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 START = 0
 _ONE, _TWO, _THREE, _E0, _ED, _F0, _F4 = range(1, 8)
@@ -79,6 +82,11 @@ def state_after(data: bytes) -> int:
     return START
 
 
+def can_begin(prompt: bytes, mode: Utf8Mode) -> bool:
+    """Whether a completion may begin with a character of its own behind a prompt, as one under a constraint has to."""
+    return mode == "raw" or state_after(prompt) == START
+
+
 def mask_row(state: int, remaining: int, may_end: bool) -> int:
     """The row of `mask_table` for a state, with `remaining` bytes (at least 1) that may still come."""
     return (state * LONGEST + min(remaining, LONGEST) - 1) * 2 + may_end
@@ -91,6 +99,8 @@ def mask_table() -> NDArray[np.bool_]:
     A character is begun only if the bytes that remain can finish it; EOS (255, never part of well-formed text) is
     allowed between characters, where it may end the text.
     """
+    import numpy as np  # here alone: who needs the automaton needs no arrays
+
     table = np.zeros((ANY_BYTE + 1, VOCAB_SIZE), dtype=np.bool_)
     for state, edges in _EDGES.items():
         for remaining in range(1, LONGEST + 1):

@@ -25,6 +25,16 @@ _EMPTY: dict[str, Callable[[Any], bool]] = {
     "propertyNames": lambda value: value is True or value == {},
     "minProperties": lambda value: value == 0 and value is not False,
 }
+# A date is of the calendar, leap years and all, which llguidance leaves out; the year 0 is in no calendar.
+_YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DATE = (
+    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
+)
+_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = f"{_CLOCK}:[0-5][0-9](?:[.][0-9]{{1,9}})?(?:Z|[+-]{_CLOCK})"
+_CALENDAR = {"date": _DATE, "time": _TIME, "date-time": f"{_DATE}T{_TIME}"}
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLES = ("items", "additionalProperties")
@@ -76,6 +86,11 @@ def _rewritten(schema: Any, where: str, closed: bool, depth: int) -> Any:
         raise SchemaError(f"{_at(where, 'items')} cannot be enforced as a list: use prefixItems")
     if "oneOf" in kept:
         _open_one_of(kept, where)
+    if isinstance(kept.get("format"), str) and kept["format"] in _CALENDAR:
+        kept["allOf"] = [
+            *kept.get("allOf", []),
+            {"type": "string", "pattern": f"^(?:{_CALENDAR[kept.pop('format')]})$"},
+        ]
     if closed and ("properties" in kept or _types(kept) == {"object"}):
         kept.setdefault("additionalProperties", False)
     return kept

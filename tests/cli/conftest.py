@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,3 +85,40 @@ def hnet_process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Callable[[str, Any], Any]]:
+    """`served(route, body)`: the JSON that one real `hnet serve` answers on the demo model."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HNET_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server.cli.main", "serve", "--port", "0"],
+        stderr=subprocess.PIPE,
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    greeting = process.stderr.readline().decode()
+    url = re.search(r"http://[\w.:]+", greeting)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(route: str, body: Any) -> Any:
+        assert url, greeting
+        request = urllib.request.Request(
+            url[0] + route, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        )
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with opener.open(request, timeout=10) as answer:
+                    return json.load(answer)
+            except OSError:  # not ready yet
+                assert time.monotonic() < until
+                time.sleep(0.1)
+
+    yield ask
+    process.terminate()
+    try:
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()

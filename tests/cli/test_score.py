@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
-import urllib.request
 
 import pytest
 
@@ -121,26 +119,7 @@ def test_mistakes_are_one_line(hnet, tmp_path, monkeypatch, arguments, code, sai
     assert said in result.errors
 
 
-def test_json_is_what_the_server_answers(hnet, hnet_process, written):
+def test_json_is_what_the_server_answers(hnet, served, written):
     """The real server in a process of its own, by `hnet serve`."""
-    process = hnet_process("serve", "--port", "0")
-    url = re.search(r"http://[\w.:]+", process.stderr.readline().decode())
-    assert url
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(
-        f"{url[0]}/v1/score",
-        data=json.dumps({"input": TEXT}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    until = time.monotonic() + 60
-    while True:
-        try:
-            with opener.open(request, timeout=10) as answer:
-                served = json.load(answer)
-            break
-        except OSError:  # not ready yet
-            assert time.monotonic() < until
-            time.sleep(0.1)
-    process.terminate()
-    assert process.wait(20) == 0
-    assert json.loads(hnet("score", written, "--json").text) == served
+    answer = served("/v1/score", {"input": TEXT})
+    assert json.loads(hnet("score", written, "--json").text) == answer

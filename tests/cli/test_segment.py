@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
-import urllib.request
 
 import pytest
 
@@ -102,27 +100,7 @@ def test_model_without_routers_has_nothing_to_show(hnet, golden_case, written):
     assert "main network alone" in result.errors
 
 
-def test_json_is_what_the_server_answers(hnet, hnet_process, written):
+def test_json_is_what_the_server_answers(hnet, served, written):
     """The real server in a process of its own, by `hnet serve`."""
-    process = hnet_process("serve", "--port", "0")
-    greeting = process.stderr.readline().decode()
-    url = re.search(r"http://[\w.:]+", greeting)
-    assert url, greeting
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(
-        f"{url[0]}/v1/segment",
-        data=json.dumps({"input": TEXT}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    until = time.monotonic() + 60
-    while True:
-        try:
-            with opener.open(request, timeout=10) as answer:
-                served = json.load(answer)
-            break
-        except OSError:  # not ready yet
-            assert time.monotonic() < until
-            time.sleep(0.1)
-    process.terminate()
-    assert process.wait(20) == 0
-    assert json.loads(hnet("segment", written, "--json").text) == served
+    answer = served("/v1/segment", {"input": TEXT})
+    assert json.loads(hnet("segment", written, "--json").text) == answer

@@ -183,7 +183,8 @@ def test_a_stream_beside_a_hostile_template_is_the_stream_alone(
 ) -> None:
     template = tmp_path / "hostile.jinja"
     template.write_text("{% for a in range(90000) %}{% for b in range(90000) %}{{ messages }}{% endfor %}{% endfor %}")
-    server = serve_process({"chat_template": str(template)}, tick_seconds=0.005)
+    constants = {"server.chat_templates.RENDER_SECONDS": 0.5}
+    server = serve_process({"chat_template": str(template)}, tick_seconds=0.005, constants=constants)
     with server.client() as client:
         alone = streamed(client)
         with abused(server, templates):

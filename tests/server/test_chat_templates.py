@@ -197,6 +197,7 @@ async def test_who_waits_too_long_for_others_is_turned_away(
     jinja: Callable[[str], JinjaTemplate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_templates, "QUEUE_SECONDS", 0.05)
+    monkeypatch.setattr(chat_templates, "RENDER_SECONDS", 0.7)
     template = jinja(HOSTILE["loops"])
     slow = asyncio.create_task(said(template))
     await asyncio.sleep(0.01)
@@ -282,7 +283,10 @@ async def test_a_template_that_cannot_be_read_refuses_chats_alone(
     assert str(tmp_path) not in message
 
 
-async def test_rendering_does_not_hold_up_others(jinja: Callable[[str], JinjaTemplate]) -> None:
+async def test_rendering_does_not_hold_up_others(
+    jinja: Callable[[str], JinjaTemplate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_templates, "RENDER_SECONDS", 0.7)
     slow = asyncio.create_task(said(jinja(HOSTILE["loops"])))
     await asyncio.sleep(0.05)
     await render(Transcript())

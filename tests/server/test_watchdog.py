@@ -242,6 +242,7 @@ async def test_totals_add_up_over_engines(quick: None) -> None:
 
 # The real processes.
 
+SOON = {"server.engine_client.FIRST_DELAY": 0.4}  # seconds before a restart, which an operator waits longer for
 LONG = {"prompt": "x", "max_tokens": 500, "temperature": 0}
 
 
@@ -262,7 +263,7 @@ def serves(client: httpx.Client) -> bool:
 
 
 def test_an_engine_killed_in_the_middle_of_streams_is_started_again_and_counters_add_up(serve_process: Serve) -> None:
-    server = serve_process(tick_seconds=0.005)
+    server = serve_process(tick_seconds=0.005, constants=SOON)
     (engine,) = children(server.process.pid)
     with server.client() as client, server.client() as other:
         assert serves(client)
@@ -304,7 +305,7 @@ def test_an_engine_killed_in_the_middle_of_streams_is_started_again_and_counters
 
 @pytest.mark.parametrize("stop", [None, signal.SIGSTOP])
 def test_an_engine_that_hangs_is_ended_and_started_again(serve_process: Serve, stop: signal.Signals | None) -> None:
-    server = serve_process(settings={"engine_timeout": 1.5}, tick_seconds=0.005)
+    server = serve_process(settings={"engine_timeout": 1.5}, tick_seconds=0.005, constants=SOON)
     (engine,) = children(server.process.pid)
     with server.client() as client:
         body = {**LONG, "prompt": "abc" if stop else "abc!hang", "stream": True}
@@ -323,15 +324,15 @@ def test_an_engine_that_hangs_is_ended_and_started_again(serve_process: Serve, s
 
 
 def test_a_long_step_is_no_wedged_one(serve_process: Serve) -> None:
-    server = serve_process(settings={"engine_timeout": 5}, tick_seconds=1.5)
+    server = serve_process(settings={"engine_timeout": 4}, tick_seconds=1.2)
     with server.client() as client:
-        answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3, "temperature": 0})
-        assert answer.json()["choices"][0]["text"] == "abc"
+        answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 2, "temperature": 0})
+        assert answer.json()["choices"][0]["text"] == "ab"
         assert counted(client)["hnet_engine_restarts_total"] == 0
 
 
 def test_a_server_drains_while_its_engine_is_being_started_again(serve_process: Serve) -> None:
-    server = serve_process(load_seconds=0.5)
+    server = serve_process(load_seconds=0.3, constants=SOON)
     (engine,) = children(server.process.pid)
     with server.client() as client:
         os.kill(engine, signal.SIGKILL)

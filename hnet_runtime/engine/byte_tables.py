@@ -199,7 +199,7 @@ class _Reader:
             raise NotRead
         self._at += 1
         if character == ".":
-            return _Characters(self._asked(".") if self._flags else utf8_sequences(complement([(10, 10)])))
+            return _Characters(utf8_sequences(complement([] if "s" in self._flags else [(10, 10)])))
         return _Characters(self._character(character))
 
     def _group(self) -> _Node:

@@ -234,7 +234,8 @@ class EngineLoop:
         structured = [request for request in requests if request.structure is not None]
         if structured:
             kept = self._to_draw(requests, logits)
-            requests, logits = [requests[index] for index in kept], logits[kept]
+            if len(kept) < len(requests):
+                requests, logits = [requests[index] for index in kept], logits[kept]
         if requests:
             self._draw(requests, logits)
         if structured:

@@ -419,6 +419,7 @@ class LiveRequest:
 
     def _usage(self, now: float) -> Usage:
         started = self._started
+        waiting = now - self.parked_at if self.due and self.swapped is None else 0.0  # where it ends while parked
         return Usage(
             prompt_bytes=len(self.request.prompt),
             completion_bytes=len(self.output),
@@ -427,6 +428,6 @@ class LiveRequest:
             prefill_seconds=(now if self.is_reading else self._decoding) - self._admitted if started else 0.0,
             decode_seconds=now - self._decoding if started and not self.is_reading else 0.0,
             cached_bytes=self._cached,
-            park_seconds=self._park_seconds,
+            park_seconds=self._park_seconds + waiting,
             preemptions=self._preemptions,
         )

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import click
 
-BENCHMARKS = ("roofline", "decode", "batching", "beside", "http", "prefill", "prefix", "peers", "precision", "start")
+BENCHMARKS = (
+    "roofline",
+    "decode",
+    "batching",
+    "beside",
+    "http",
+    "prefill",
+    "prefix",
+    "peers",
+    "precision",
+    "start",
+    "structured",
+)
 _MODULES = {"prefix": "prefix_cache", "http": "http_overhead"}  # the others are in the file of their name
 CHECKOUT = Path(__file__).resolve().parents[2]
 

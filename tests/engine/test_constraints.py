@@ -28,6 +28,7 @@ REGEXES = [
     r"[^a-z\n]{2,5}",
     r"(a|b)*a(a|b){3}",
     r".{0,3}\$",
+    r"(?s).{0,3}\$",
 ]
 
 
@@ -216,7 +217,19 @@ def test_an_expression_that_is_too_large_for_a_table_is_parsed(pattern: str) -> 
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"(?P<n>a)\d", "[[:alpha:]]b", "[a-z&&[^c]]", r"\p{Greek}", r"[^\d\s]", "[^]a-c]", r"[^\w]", "a{2,}?", "(?i)ß[a-k]", "[-a]", "[a-]"],
+    [
+        r"(?P<n>a)\d",
+        "[[:alpha:]]b",
+        "[a-z&&[^c]]",
+        r"\p{Greek}",
+        r"[^\d\s]",
+        "[^]a-c]",
+        r"[^\w]",
+        "a{2,}?",
+        "(?i)ß[a-k]",
+        "[-a]",
+        "[a-]",
+    ],
 )
 def test_the_dialect_is_the_parsers(pattern: str) -> None:
     """Also where another one, such as Python's, means something else."""

@@ -371,6 +371,16 @@ def test_snapshots_are_due_at_intervals_where_wanted_and_at_the_prompt_s_end():
     assert request.next_snapshot(None) == 70
 
 
+def test_what_ends_while_it_waits_counts_that_wait():
+    request = live(max_tokens=9)
+    request.park(1, tick=5, now=10.0)
+    request.finish("abort")
+    output = request.take_output(13.0)
+    assert output is not None
+    assert output.usage is not None
+    assert output.usage.park_seconds == 3.0
+
+
 def test_time_parked_and_preemptions_are_told_in_the_end():
     request = live(max_tokens=9)
     request.park(1, tick=5, now=10.0)

@@ -148,7 +148,8 @@ def test_a_prefill_backlog_is_a_503_over_http(serve_in_thread: Callable[..., Run
     with running.client() as client:
         long = {"prompt": "x" * 99, "max_tokens": 400, "stream": True}
         with running.client() as other, client.stream("POST", "/v1/completions", json=long) as first:
-            next(first.iter_text())  # its prompt has been read
+            pieces = first.iter_text()  # kept: an iterator that is dropped closes its response
+            next(pieces)  # its prompt has been read
             with other.stream("POST", "/v1/completions", json=long) as second:
                 assert second.status_code == 200
                 assert samples(client.get("/metrics").text)["hnet_prompt_backlog_bytes"] == 100

@@ -6,7 +6,7 @@ Knows what OpenAI's chat objects look like. Between the two a chat is a completi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any, ClassVar, Self
 
@@ -35,7 +35,7 @@ from server.service import Service
 from server.sse import EventStream
 from server.strict_model import wrong
 from server.text import BYTE_KEYS, TOKEN_ID_KEYS
-from server.unsupported import UNSUPPORTED, Unsupported
+from server.unsupported import NO_REASONING, TEXT_ALONE, UNSUPPORTED, Unsupported, among
 
 ROLE = "assistant"
 
@@ -43,12 +43,8 @@ router = APIRouter()
 _BYTES = {key: byte for keys in (BYTE_KEYS, TOKEN_ID_KEYS) for byte, key in enumerate(keys)}
 
 
-def _among(*values: Any) -> Callable[[Any], bool]:
-    return lambda value: any(type(value) is type(item) and value == item for item in values)
-
-
+_NO_LIFETIME = "is not supported: how long the prefix cache holds a prompt follows from what else is asked"
 _NO_TOOLS = "is not supported: the model calls no tools"
-_TEXT_ALONE = "is not supported: the model reads and writes text alone"
 
 
 class ChatRequest(Conversation, GenerationRequest):
@@ -63,26 +59,34 @@ class ChatRequest(Conversation, GenerationRequest):
     unsupported: ClassVar[Mapping[str, Unsupported]] = {
         **UNSUPPORTED,
         # OpenAI's
-        "tools": Unsupported(_among([]), _NO_TOOLS),
-        "tool_choice": Unsupported(_among("none", "auto"), _NO_TOOLS),
-        "parallel_tool_calls": Unsupported(_among(True, False), _NO_TOOLS),
-        "functions": Unsupported(_among([]), _NO_TOOLS),
-        "function_call": Unsupported(_among("none", "auto"), _NO_TOOLS),
-        "modalities": Unsupported(_among(["text"]), _TEXT_ALONE),
-        "audio": Unsupported(_among(), _TEXT_ALONE),
-        "prediction": Unsupported(_among()),
-        "reasoning_effort": Unsupported(_among("none"), "is not supported: the model does not reason apart"),
-        "verbosity": Unsupported(_among("medium")),
-        "web_search_options": Unsupported(_among()),
-        "store": Unsupported(_among(False), "is not supported: nothing is stored"),
-        "metadata": Unsupported(_among({}), "is not supported: nothing is stored"),
-        "service_tier": Unsupported(_among("auto", "default"), "is not supported: there is one tier"),
+        "tools": Unsupported(among([]), _NO_TOOLS),
+        "tool_choice": Unsupported(among("none", "auto"), _NO_TOOLS),
+        "parallel_tool_calls": Unsupported(among(True, False), _NO_TOOLS),
+        "functions": Unsupported(among([]), _NO_TOOLS),
+        "function_call": Unsupported(among("none", "auto"), _NO_TOOLS),
+        "modalities": Unsupported(among(["text"]), TEXT_ALONE),
+        "audio": Unsupported(among(), TEXT_ALONE),
+        "prediction": Unsupported(among()),
+        "reasoning_effort": Unsupported(among("none"), NO_REASONING),
+        "verbosity": Unsupported(among("medium")),
+        "web_search_options": Unsupported(among()),
+        "store": Unsupported(among(False), "is not supported: nothing is stored"),
+        "metadata": Unsupported(among({}), "is not supported: nothing is stored"),
+        "service_tier": Unsupported(among("auto", "default"), "is not supported: there is one tier"),
+        "moderation": Unsupported(among()),
+        "prompt_cache_options": Unsupported(among({}), _NO_LIFETIME),
+        "prompt_cache_retention": Unsupported(among("in_memory"), _NO_LIFETIME),
         # vLLM's
-        "chat_template": Unsupported(_among(), "is not supported: the server chooses the template"),
-        "documents": Unsupported(_among([])),
-        "echo": Unsupported(_among(False), "is not supported in a chat; only false is accepted"),
-        "best_of": Unsupported(_among(1), "is not supported in a chat; only 1 is accepted"),
-        "mm_processor_kwargs": Unsupported(_among({}), _TEXT_ALONE),
+        "include_reasoning": Unsupported(among(True, False), NO_REASONING),
+        "return_prompt_text": Unsupported(
+            among(False), "is not supported: return_token_ids gives the prompt's bytes as prompt_token_ids"
+        ),
+        "media_io_kwargs": Unsupported(among({}), TEXT_ALONE),
+        "chat_template": Unsupported(among(), "is not supported: the server chooses the template"),
+        "documents": Unsupported(among([])),
+        "echo": Unsupported(among(False), "is not supported in a chat; only false is accepted"),
+        "best_of": Unsupported(among(1), "is not supported in a chat; only 1 is accepted"),
+        "mm_processor_kwargs": Unsupported(among({}), TEXT_ALONE),
     }
 
     max_completion_tokens: int | None = Field(
@@ -91,6 +95,8 @@ class ChatRequest(Conversation, GenerationRequest):
     max_tokens: int | None = Field(None, ge=1, le=2**31, description="An older name of max_completion_tokens.")
     logprobs: bool = Field(False, description="Give the log-probability of each byte.")
     top_logprobs: int | None = Field(None, ge=0, le=256, description="Most probable bytes listed beside each.")
+    safety_identifier: str | None = Field(None, description="Taken, and used for nothing, as `user` is.")
+    prompt_cache_key: str | None = Field(None, description="Taken, and used for nothing: there is one prefix cache.")
 
     @model_validator(mode="after")
     def _agreement(self) -> Self:

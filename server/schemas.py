@@ -46,6 +46,7 @@ Prompt = str | bytes  # text, or bytes to be taken verbatim
 class StreamOptions(StrictModel):
     include_usage: bool = Field(False, description="End the stream with an event that carries the usage.")
     continuous_usage_stats: bool = Field(False, description="Carry the usage so far in every event.")
+    include_obfuscation: Literal[False] = Field(False, description="Events are not padded.")
 
 
 _NESTED: dict[str, type[StrictModel]] = {"stream_options": StreamOptions, "structured_outputs": StructuredOutputs}
@@ -169,7 +170,8 @@ class GenerationRequest(StrictModel):
         max_length=MAX_CACHE_SALT,
         description="Only requests of the same salt share what the prefix cache holds.",
     )
-    user: str | None = None
+    user: str | None = Field(None, description="Taken, and used for nothing.")
+    session_id: str | None = Field(None, description="Taken, and used for nothing, as `user` is.")
     request_id: str | None = Field(None, max_length=256)
 
     @field_validator("stop")

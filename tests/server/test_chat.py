@@ -281,6 +281,12 @@ USED: dict[str, Any] = {
     "store": True,
     "metadata": {"a": "b"},
     "service_tier": "flex",
+    "moderation": {},
+    "prompt_cache_options": {"mode": "explicit"},
+    "prompt_cache_retention": "24h",
+    "include_reasoning": 1,
+    "return_prompt_text": True,
+    "media_io_kwargs": {"video": {}},
     "chat_template": "x",
     "documents": [{}],
     "echo": True,
@@ -312,7 +318,12 @@ def test_values_that_ask_for_nothing_are_accepted(http: httpx.Client) -> None:
         "service_tier": "auto",
         "audio": None,
         "echo": False,
+        "prompt_cache_retention": "in_memory",
+        "include_reasoning": False,
+        "return_prompt_text": False,
         "user": "me",
+        "safety_identifier": "me",
+        "prompt_cache_key": "mine",
     }
     answer = ask(http, **harmless)
     assert answer.status_code == 200, answer.text

@@ -56,7 +56,7 @@ def test_the_schema_names_every_parameter_that_is_taken_and_says_what_it_is(sche
 
 def test_a_definition_is_put_in_its_place(schema: dict[str, Any]) -> None:
     options = schema["properties"]["stream_options"]["anyOf"][0]
-    assert set(options["properties"]) == {"include_usage", "continuous_usage_stats"}
+    assert set(options["properties"]) == {"include_usage", "continuous_usage_stats", "include_obfuscation"}
     assert not list(references(schema))
 
 

@@ -114,35 +114,6 @@ async def test_the_wait_is_within_bounds_and_a_second_where_no_rate_is_known(
     await client.stop()
 
 
-async def test_under_overload_everybody_has_a_whole_answer_or_is_told_to_come_back(
-    serve_in_thread: Callable[..., Running],
-) -> None:
-    running = serve_in_thread(settings={"max_waiting_requests": 12}, max_num_seqs=4, tick_seconds=0.002)
-    limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=running.url, timeout=60, trust_env=False, limits=limits) as client:
-
-        async def ask(number: int) -> int:
-            body = {"prompt": f"{number} ", "max_tokens": 40, "temperature": 0, "stream": number % 2 == 0}
-            answer = await client.post("/v1/completions", json=body)
-            if answer.status_code == 429:
-                assert answer.json()["error"]["code"] == "slow_down"
-                assert 100 <= int(answer.headers["retry-after-ms"]) <= 60_000
-                return 429
-            pieces = events(answer.text) if body["stream"] else [answer.json()]
-            text = "".join(piece["choices"][0]["text"] for piece in pieces)
-            assert text.encode() == expected(f"{number} ".encode(), 40)
-            assert pieces[-1]["choices"][0]["finish_reason"] == "length"
-            return answer.status_code
-
-        statuses = await asyncio.gather(*(ask(number) for number in range(160)))
-        values = samples((await client.get("/metrics")).text)
-    assert set(statuses) == {200, 429}
-    assert statuses.count(200) >= 16
-    assert values['hnet_request_finished_total{reason="length"}'] == statuses.count(200)
-    assert values['hnet_admission_rejections_total{reason="slow_down"}'] == statuses.count(429)
-    assert values["hnet_num_requests_running"] == values["hnet_prompt_backlog_bytes"] == 0
-
-
 def test_a_prefill_backlog_is_a_503_over_http(serve_in_thread: Callable[..., Running]) -> None:
     running = serve_in_thread(settings={"max_waiting_bytes": 100}, max_num_seqs=1, tick_seconds=0.05)
     with running.client() as client:

@@ -92,15 +92,6 @@ def test_an_engine_that_dies_is_an_error_for_its_requests_and_not_a_dead_port(
     assert finished(server)[0] == 0
 
 
-def test_an_engine_that_is_killed_is_noticed(serve_process: Serve) -> None:
-    server = serve_process(settings={"max_engine_restarts": 0})
-    (engine,) = children(server.process.pid)
-    os.kill(engine, signal.SIGKILL)
-    with server.client() as client:
-        wait_for(lambda: client.get("/ready").status_code == 503)
-        assert "SIGKILL" in client.get("/ready").json()["status"]
-
-
 def test_the_engine_ends_when_its_server_is_killed(serve_process: Serve) -> None:
     server = serve_process()
     (engine,) = children(server.process.pid)

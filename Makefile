@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 NATIVE := hnet_runtime/ops/native
 COMPILED := $(VENV)/.native
 
-.PHONY: serve test install test-all native sanitize wheel lint format bench ecosystem clean
+.PHONY: serve test install test-all clients native sanitize wheel lint format bench ecosystem clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test     install and run the fast tests"
 	@echo "make install  only install; leaves $(BIN)/hnet"
 	@echo "make test-all every test, the slow ones too"
+	@echo "make clients  others' clients against the server: npm's openai, LangChain, LiteLLM, installed below build/"
 	@echo "make native   compile the native kernels that are out of date (CXX is honoured)"
 	@echo "make sanitize the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel    a wheel for this platform, in dist/"
@@ -38,10 +39,13 @@ serve: install
 	$(BIN)/hnet serve
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not clients"
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+clients: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m clients tests/clients
 
 native: $(INSTALLED)
 	$(BIN)/python -m hnet_runtime.ops.native.build

@@ -85,14 +85,16 @@ class Structure:
 
     def advance(self) -> None:
         """Makes the next mask, here and now. Whatever goes wrong is the constraint's fault: it becomes `error`."""
-        began = time.perf_counter()
         try:
             if self._cursor is None:
-                self._cursor = compiled(self._constraint).begin()
+                constraint = compiled(self._constraint)
+                began = time.perf_counter()
+                self._cursor = constraint.begin()
             else:
                 taken, self._taken = self._taken, b""
+                began = time.perf_counter()
                 self._cursor.advance(taken)
-                self.seconds = time.perf_counter() - began
+            self.seconds = time.perf_counter() - began
         except ConstraintError as error:
             self.error = str(error)
         except Exception:

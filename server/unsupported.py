@@ -50,7 +50,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "watermarking": Unsupported(_is(False)),
     "thinking_token_budget": Unsupported(_is(-1), NO_REASONING),
     "routed_experts_prompt_start": Unsupported(_is(0), "is not supported: the model has no experts"),
-    "mm_payload": Unsupported(_empty, TEXT_ALONE),
+    "mm_payload": Unsupported(among("tensors", "none"), TEXT_ALONE),
     "return_mm_kwargs": Unsupported(among(True, False), TEXT_ALONE),
     "kv_transfer_params": Unsupported(_empty, _ONE_SERVER),
     "ec_transfer_params": Unsupported(_empty, _ONE_SERVER),

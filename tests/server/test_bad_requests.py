@@ -216,7 +216,7 @@ def test_every_unsupported_parameter_is_in_the_table_above() -> None:
         {"n": 2, "best_of": 9},
         {"skip_special_tokens": True, "spaces_between_special_tokens": False, "truncation_side": "left"},
         {"watermarking": False, "thinking_token_budget": -1, "routed_experts_prompt_start": 0},
-        {"mm_payload": {}, "return_mm_kwargs": True, "return_token_offsets": False, "vllm_xargs": {}},
+        {"mm_payload": "tensors", "return_mm_kwargs": True, "return_token_offsets": False, "vllm_xargs": {}},
         {"stream": True, "stream_options": {"include_obfuscation": False}},
         {"stop": []},
         {"stop": ["a" * 1024] * 16},

@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+from benchmarks.byte_tokenizer import BYTE_LEVEL, symbols
+
 WIDTH, LAYERS, HEADS, STATES = 512, 8, 16, 128
 _BOS, _EOS = 256, 257
 
@@ -59,21 +61,17 @@ def make_model(folder: Path) -> tuple[Path, Path]:
 
 
 def _byte_tokenizer() -> dict[str, object]:
-    """256 symbols without merges, so that a token is a byte; GPT-2's printable stand-ins for bytes."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    symbol = {byte: chr(byte) for byte in printable} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+    """A token is a byte; begin and end are beside the 256, for a text model may write any of them."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0",
         "added_tokens": [
             {"id": _BOS, "content": "<|bos|>", **flags},
             {"id": _EOS, "content": "<|eos|>", **flags},
         ],
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {symbol[byte]: byte for byte in range(256)}, "merges": []},
+        "pre_tokenizer": BYTE_LEVEL,
+        "decoder": BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": symbols(), "merges": []},
     }
 
 

@@ -18,10 +18,15 @@ BENCHMARKS = (
     "prefix",
     "peers",
     "precision",
+    "serve",
     "start",
     "structured",
 )
-_MODULES = {"prefix": "prefix_cache", "http": "http_overhead"}  # the others are in the file of their name
+_MODULES = {  # the others are in the file of their name
+    "prefix": "benchmarks.prefix_cache",
+    "http": "benchmarks.http_overhead",
+    "serve": "loadtests.__main__",
+}
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -40,5 +45,5 @@ def bench(name: str, arguments: tuple[str, ...]) -> int:
         raise click.ClickException("benchmarks are part of a checkout, not of the installed package")
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
-    import_module(f"benchmarks.{_MODULES.get(name, name)}").main(list(arguments))
+    import_module(_MODULES.get(name, f"benchmarks.{name}")).main(list(arguments))
     return 0

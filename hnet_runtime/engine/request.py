@@ -27,7 +27,7 @@ from hnet_runtime.engine.stops import StopMatcher
 from hnet_runtime.engine.structure import Structure
 
 _DRAWS = 256  # random numbers made at once
-_NO_BYTE = "no byte may come: utf8, allowed_token_ids, bad_words and min_tokens together leave none"
+_NO_BYTE = "no byte may come: utf8, allowed_token_ids, bad_words, min_tokens and a constraint together leave none"
 
 
 class RequestError(ValueError):

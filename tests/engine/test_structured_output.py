@@ -281,7 +281,7 @@ def test_a_dead_end_is_the_senders_error(engine: Engine) -> None:
     (completion,) = engine.generate([PROMPT], asked(constraint, 0, bad_words=(b"b",)))
     assert (completion.data, completion.finish_reason) == (b"a", "error")
     assert completion.error is not None
-    assert "bad_words" in completion.error
+    assert "bad_words, min_tokens and a constraint" in completion.error
 
 
 def test_a_prompt_that_ends_inside_a_character_cannot_be_gone_on_from(engine: Engine) -> None:

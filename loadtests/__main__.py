@@ -91,8 +91,6 @@ def _scenario(options: argparse.Namespace) -> Scenario:
     )
     if options.peer and options.url is None:
         raise ValueError("--peer needs the --url of the server")
-    if options.peer and any(kind.text == "noise" for kind in scenario.requests):
-        raise ValueError(f"{scenario.name} asks for noise, which is bytes, and a peer is sent text")
     if options.url and not options.allow_remote and not _is_loopback(options.url):
         raise ValueError(f"{options.url} is not on this machine: --allow-remote if that is meant")
     if not 1 <= options.workers <= 64:

@@ -30,6 +30,7 @@ def throughput(levels: Sequence[Figures], objective: Objective) -> Figure:
     axes.plot(offered, [level.throughput for level in levels], "o-", color=GREY, label="all bytes that came")
     axes.plot(offered, [level.goodput for level in levels], "o-", color=BLUE, label="of streams served (goodput)")
     axes.plot(offered, [level.good for level in levels], "o--", color=GREEN, label="of those within the objective")
+    axes.set_ylim(bottom=0)
     return _finished(figure, axes)
 
 
@@ -59,10 +60,11 @@ def outcomes(levels: Sequence[Figures], objective: Objective) -> Figure:
         if any(shares):
             axes.bar(places, shares, bottom=bottom, color=colour, label=outcome, width=0.7)
             bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
-    axes.set_xticks(places, [f"{level.offered:.3g}" for level in levels])
+    axes.set_xticks(places, [f"{level.rate:g}" for level in levels])
     axes.set_xlabel("requests a second offered")
     axes.set_ylabel("% of requests, warm-up included")
-    return _finished(figure, axes)
+    axes.set_ylim(0, 125)  # room for the legend
+    return _finished(figure, axes, columns=4)
 
 
 PLOTS: dict[str, Callable[[Sequence[Figures], Objective], Figure]] = {
@@ -97,12 +99,12 @@ def _axes(levels: Sequence[Figures], what: str) -> tuple[Figure, Axes, list[floa
     axes.set_xlabel("requests a second offered")
     axes.set_ylabel(what)
     if (found := knee(levels)) is not None and found is not levels[-1]:
-        axes.axvline(found.offered, color=GREY, linewidth=1, linestyle="--", label="knee")
-    return figure, axes, [level.offered for level in levels]
+        axes.axvline(found.rate, color=GREY, linewidth=1, linestyle="--", label="knee")
+    return figure, axes, [level.rate for level in levels]
 
 
-def _finished(figure: Figure, axes: Axes) -> Figure:
+def _finished(figure: Figure, axes: Axes, columns: int = 1) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=columns)
     return figure

@@ -19,6 +19,7 @@ WORDS = (  # noqa: SIM905
     "river stone window morning letter garden the a of and with under over slowly bright small old winter road "
     "harbour clock paper lantern bridge field yellow silent carried opened followed became remembered between"
 ).split()
+SYMBOLS = "=!}]"
 MAX_BYTES = 65536  # of a prompt or a completion
 MAX_SECONDS = 3600.0
 
@@ -49,9 +50,10 @@ class Range(_Data):
 class Kind(_Data):
     """One kind of request, drawn by its weight among the others.
 
-    prompt_bytes: without `shared_bytes`, those that all prompts of the kind begin with. text: words, or noise, which
-    are bytes at random that make most of a prompt's bytes chunks. turns: of a chat, the last one to be answered.
-    abort_share: of the streams that their client closes midway. With ends, a completion may end before max_tokens.
+    prompt_bytes: without `shared_bytes`, those that all prompts of the kind begin with. text: words, or symbols, of
+    which each is on a line of its own: the demo model opens a chunk with every byte of them. turns: of a chat, the
+    last one to be answered. abort_share: of the streams that their client closes midway. With ends, a completion may
+    end before max_tokens.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Kind(_Data):
     endpoint: Literal["completions", "chat"] = "completions"
     prompt_bytes: Range
     max_tokens: Range
-    text: Literal["words", "noise"] = "words"
+    text: Literal["words", "symbols"] = "words"
     shared_bytes: Annotated[int, Field(ge=0, le=MAX_BYTES)] = 0
     turns: Annotated[int, Field(ge=1, le=64)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -68,8 +70,6 @@ class Kind(_Data):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        if self.text == "noise" and self.endpoint == "chat":
-            raise ValueError("a chat is text: noise has to be asked of completions")
         if self.turns > 1 and self.endpoint != "chat":
             raise ValueError("only a chat has turns")
         return self
@@ -107,15 +107,15 @@ class Objective(_Data):
 
 
 class Asked(_Data):
-    """One request. prompt: bytes, or a chat's messages."""
+    """One request. prompt: text, or a chat's messages. only: the characters of its completion, empty for all."""
 
     kind: str
     variant: int
     endpoint: Literal["completions", "chat"]
-    prompt: bytes | tuple[tuple[str, str], ...]
+    prompt: str | tuple[tuple[str, str], ...]
     max_tokens: int
     temperature: float
-    is_noise: bool
+    only: str
     is_shared: bool
     ends: bool
 
@@ -132,16 +132,16 @@ class Asked(_Data):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if not isinstance(self.prompt, bytes):
-            body["messages"] = [{"role": role, "content": content} for role, content in self.prompt]
-        elif self.is_noise and peer is None:
-            body["prompt"] = list(self.prompt)
+        if isinstance(self.prompt, str):
+            body["prompt"] = self.prompt
         else:
-            body["prompt"] = self.prompt.decode()
+            body["messages"] = [{"role": role, "content": content} for role, content in self.prompt]
         if peer is not None:
             return {**body, "model": peer}
         if salt is not None and not self.is_shared:
             body["cache_salt"] = salt
+        if self.only:
+            body["allowed_token_ids"] = list(self.only.encode())
         return {**body, "ignore_eos": not self.ends}
 
 
@@ -184,15 +184,15 @@ class Scenario(_Data):
         (kind,) = rng.choices(self.requests, [kind.weight for kind in self.requests])
         length, max_tokens = kind.prompt_bytes.draw(rng), kind.max_tokens.draw(rng)
         shared = words(kind.shared_bytes, random.Random(kind.name))
-        own = rng.randbytes(length) if kind.text == "noise" else words(length, rng).encode()
+        own = words(length, rng) if kind.text == "words" else symbols(length, rng)
         return Asked(
             kind=kind.name,
             variant=variant,
             endpoint=kind.endpoint,
-            prompt=_turns(shared, own.decode(), kind.turns) if kind.endpoint == "chat" else shared.encode() + own,
+            prompt=_turns(shared, own, kind.turns) if kind.endpoint == "chat" else shared + own,
             max_tokens=max_tokens,
             temperature=kind.temperature,
-            is_noise=kind.text == "noise",
+            only=SYMBOLS + "\n" if kind.text == "symbols" else "",
             is_shared=kind.shared_bytes > 0,
             ends=kind.ends,
         )
@@ -206,6 +206,11 @@ def words(length: int, rng: random.Random) -> str:
         found.append(rng.choice(WORDS))
         missing -= len(found[-1]) + 1
     return " ".join(found)[:length].ljust(length)
+
+
+def symbols(length: int, rng: random.Random) -> str:
+    """As many characters, every second one the end of a line."""
+    return "".join("\n" if place % 2 else rng.choice(SYMBOLS) for place in range(length))
 
 
 def _turns(shared: str, own: str, turns: int) -> tuple[tuple[str, str], ...]:

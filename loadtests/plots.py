@@ -106,5 +106,6 @@ def _axes(levels: Sequence[Figures], what: str) -> tuple[Figure, Axes, list[floa
 def _finished(figure: Figure, axes: Axes, columns: int = 1) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=columns)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8, ncols=columns)
     return figure

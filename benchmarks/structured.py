@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from statistics import median
 from unittest import mock
 
@@ -22,6 +23,7 @@ from hnet_runtime.engine.building import default_threads
 from hnet_runtime.engine.config import EngineConfig
 from hnet_runtime.engine.engine import Engine
 from hnet_runtime.engine.messages import Constraint, SamplingParams
+from hnet_runtime.engine.request import LiveRequest
 
 PROMPT = BOS + b"Once upon a time there was a library that "
 LENGTH = 192  # bytes of a completion
@@ -29,25 +31,26 @@ ROUNDS = 5
 TABLE = Constraint(kind="regex", source=r"(?s).*")
 GRAMMAR = Constraint(kind="json", source='{"type": "string", "minLength": 1000}')
 FORM = Constraint(kind="regex", source="(The number that was drawn is [0-9]{2}, and its colour [a-z]{6}[.] ){9}")
-NEVER = (b"\x00",)  # with a stop string nothing is taken ahead
-# name, what it is held to, whether masks are made in a thread, stop strings, what it is compared with
+# name, what it is held to, whether masks are made in a thread, whether bytes are taken ahead, the base of its ratio
 CASES = (
-    ("free", None, False, (), "free"),
-    ("table", TABLE, False, (), "free"),
-    ("grammar", GRAMMAR, False, (), "free"),
-    ("grammar in a thread", GRAMMAR, True, (), "free"),
-    ("form one by one", FORM, False, NEVER, "form one by one"),
-    ("form ahead", FORM, False, (), "form one by one"),
+    ("free", None, False, True, "free"),
+    ("table", TABLE, False, True, "free"),
+    ("grammar", GRAMMAR, False, True, "free"),
+    ("grammar in a thread", GRAMMAR, True, True, "free"),
+    ("form one by one", FORM, False, False, "form one by one"),
+    ("form ahead", FORM, False, True, "form one by one"),
 )
 
 
-def rate(engine: Engine, rows: int, constraint: Constraint | None, in_thread: bool, stop: tuple[bytes, ...]) -> float:
+def rate(engine: Engine, rows: int, constraint: Constraint | None, in_thread: bool, ahead: bool) -> float:
     """Bytes of completions a second."""
     params = [
-        SamplingParams(max_tokens=LENGTH, seed=1, choice=choice, ignore_eos=True, constraint=constraint, stop=stop)
+        SamplingParams(max_tokens=LENGTH, seed=1, choice=choice, ignore_eos=True, constraint=constraint)
         for choice in range(rows)
     ]
-    with mock.patch.object(structure, "DEAR_SECONDS", -1.0 if in_thread else structure.DEAR_SECONDS):
+    dear = mock.patch.object(structure, "DEAR_SECONDS", -1.0 if in_thread else structure.DEAR_SECONDS)
+    forces = nullcontext() if ahead else mock.patch.object(LiveRequest, "_force", return_value=False)
+    with dear, forces:
         began = time.perf_counter()
         completions = engine.generate([PROMPT] * rows, params)
         seconds = time.perf_counter() - began
@@ -61,8 +64,8 @@ def measure(engine: Engine, rows: int) -> dict[str, float]:
     """The rate of each case, in turn, the first round left out."""
     rates: dict[str, list[float]] = {name: [] for name, *_ in CASES}
     for _ in range(ROUNDS + 1):
-        for name, constraint, in_thread, stop, _ in CASES:
-            rates[name].append(rate(engine, rows, constraint, in_thread, stop))
+        for name, constraint, in_thread, ahead, _ in CASES:
+            rates[name].append(rate(engine, rows, constraint, in_thread, ahead))
     return {name: median(each[1:]) for name, each in rates.items()}
 
 

@@ -311,17 +311,18 @@ class LiveRequest:
         """Takes the bytes that have to come, to run them at once behind `num_unfed` others; returns whether there were
         any.
 
-        It is left to a draw where each byte's logits are asked for, and where one may end the completion: which bytes
-        have run by then is never to depend on how early it was known that they come.
+        They are left to draws where each byte's logits are asked for, and from one on that may end the completion:
+        which bytes have run by then is never to depend on how early it was known that they come.
         """
         params, structure = self.params, self.structure
         assert structure is not None
-        if structure.error is not None or params.logprobs is not None or params.stop or params.stop_token_ids:
+        if structure.error is not None or params.logprobs is not None:
             return False
         first = len(self.request.prompt) + len(self.output) - num_unfed
-        taken = bytearray()
+        taken, stops = bytearray(), self._matcher.copy()
         for byte in structure.forced[: max(params.max_tokens - len(self.output) - 1, 0)]:
-            if not self._may_follow(bytes(taken), byte):
+            ends = byte in params.stop_token_ids or stops.push(byte) is not None
+            if ends or not self._may_follow(bytes(taken), byte):
                 break
             self._take(byte, None)
             taken.append(byte)

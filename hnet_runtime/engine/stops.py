@@ -28,6 +28,12 @@ class StopMatcher:
                 found = stop
         return found
 
+    def copy(self) -> StopMatcher:
+        """Another that stands where this one does."""
+        new = StopMatcher.__new__(StopMatcher)
+        new.stops, new._fallbacks, new._matched = self.stops, self._fallbacks, list(self._matched)
+        return new
+
     def pass_over(self) -> None:
         """The stop strings that end here are not to count; what of their bytes may begin another is still pending."""
         for index, matched in enumerate(self._matched):

@@ -201,9 +201,9 @@ OBJECT = Constraint(
 )
 
 
-@pytest.mark.parametrize("more", [{}, {"logprobs": 1}, {"stop": (b"never comes",)}, {"utf8": "raw"}])
+@pytest.mark.parametrize("more", [{"logprobs": 1}, {"stop": (b"never comes",), "utf8": "raw"}])
 def test_forced_bytes_are_what_single_steps_would_bring(engine: Engine, more: dict[str, Any]) -> None:
-    """Whether they are taken ahead and run at once (only without logprobs and stops), or a mask in a thread is late."""
+    """Whether they are taken ahead and run at once (not with logprobs), or a mask in a thread is late."""
     plain = [asked(OBJECT, choice, return_chunks=True) for choice in range(8)]
     expected = [(each.data, each.chunks, each.usage.chunks) for each in engine.generate([PROMPT] * 8, plain)]
     others = [asked(OBJECT, choice, return_chunks=True, **more) for choice in range(8)]
@@ -257,6 +257,8 @@ def test_stop_strings_and_bytes_end_it_early(engine: Engine) -> None:
     assert (completion.data, completion.stop_reason) == (b"one ", b"two")
     (completion,) = engine.generate([PROMPT], asked(constraint, 0, stop_token_ids=(ord("t"),)))
     assert (completion.data, completion.stop_reason) == (b"one ", ord("t"))
+    (completion,) = engine.generate([PROMPT], asked(constraint, 0, stop=(b"e", b"wo t"), min_tokens=5))
+    assert (completion.data, completion.stop_reason) == (b"one t", b"wo t")
 
 
 def test_filters_and_constraints_together_never_leave_half_a_character(engine: Engine) -> None:

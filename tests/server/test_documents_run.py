@@ -20,6 +20,10 @@ import pytest
 from answers import events
 from conftest import ROOT, ServerProcess
 
+from server.chat import ChatRequest
+from server.schemas import CompletionRequest, SegmentRequest, StreamOptions
+from server.structured import StructuredOutputs
+
 DOCUMENTS = ["README.md", "docs/api.md"]
 SHOWN_URL = "http://127.0.0.1:8000"
 SECONDS = 60
@@ -131,3 +135,16 @@ def test_the_documents_have_commands_that_fail_and_answers_that_are_shown() -> N
     assert not has_names_of({"a": 1}, {"a": 1, "b": 2})
     assert not has_names_of({"a": [{"b": 1}]}, {"a": [{"c": 1}]})
     assert not has_names_of({"a": "1"}, {"a": 1})
+
+
+def test_every_parameter_is_used_in_an_example() -> None:
+    used = {
+        name
+        for document in DOCUMENTS
+        for _, language, text in blocks(document)
+        if language != "json"
+        for name in re.findall(r"\b[a-z]\w*\b", text)
+    }
+    models = (CompletionRequest, ChatRequest, StreamOptions, StructuredOutputs, SegmentRequest)
+    names = {field.alias or name for model in models for name, field in model.model_fields.items()}
+    assert names - used - {"include_obfuscation", "structural_tag"} == set()

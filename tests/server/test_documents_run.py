@@ -26,7 +26,7 @@ from server.structured import StructuredOutputs
 
 DOCUMENTS = ["README.md", "docs/api.md"]
 SHOWN_URL = "http://127.0.0.1:8000"
-SECONDS = 60
+SECONDS = 120
 
 _BLOCK = re.compile(r"^```(sh|python|json)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"  # (?:(?P<status>[45]\d\d)|(?P<answer>\{.*\}))$")

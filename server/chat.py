@@ -100,7 +100,7 @@ class ChatRequest(Conversation, GenerationRequest):
 
     @model_validator(mode="after")
     def _agreement(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:  # 0 of nothing is nothing
             raise wrong("top_logprobs", "only allowed when logprobs is true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise wrong("max_tokens", "differs from max_completion_tokens")

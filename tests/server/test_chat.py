@@ -129,6 +129,7 @@ def test_logprobs_are_one_object_a_byte(http: httpx.Client) -> None:
     }
     bare = ask(http, logprobs=True).json()["choices"][0]["logprobs"]["content"]
     assert all(item["top_logprobs"] == [] for item in bare)
+    assert ask(http, top_logprobs=0).json()["choices"][0]["logprobs"] is None
     named = ask(http, logprobs=True, top_logprobs=256, return_tokens_as_token_ids=True).json()["choices"][0]
     assert [item["token"] for item in named["logprobs"]["content"][0]["top_logprobs"]] == [
         f"token_id:{byte}" for byte in range(256)

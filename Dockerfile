@@ -39,11 +39,11 @@ RUN python requirements.py otel > requirements.txt \
 # ---- the package itself, its native kernels compiled for every instruction set of the platform ----
 FROM cpu-dependencies AS cpu-build
 COPY . .
-RUN pip install --no-deps .
+RUN pip install --no-deps --no-build-isolation .
 
 FROM cuda-dependencies AS cuda-build
 COPY . .
-RUN pip install --no-deps .
+RUN pip install --no-deps --no-build-isolation .
 
 # ---- what runs ----
 FROM ${CPU_BASE} AS cpu

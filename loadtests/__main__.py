@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     page, document = write(run, options.output)
     for fault in run.faults():
         print(f"WRONG {fault}")
+    for doubt in run.doubts():
+        print(f"DOUBTFUL {doubt}")
     if run.compared is not None:
         print(run.compared.in_words())
     print(f"{page} {document}")

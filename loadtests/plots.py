@@ -64,6 +64,7 @@ def outcomes(levels: Sequence[Figures], objective: Objective) -> Figure:
     axes.set_xlabel("requests a second offered")
     axes.set_ylabel("% of requests, warm-up included")
     axes.set_ylim(0, 125)  # room for the legend
+    axes.set_yticks(range(0, 101, 20))
     return _finished(figure, axes, columns=4)
 
 

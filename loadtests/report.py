@@ -21,6 +21,7 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem } .about { color: #5a6675; margi
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #e3e7ec; text-align: right }
 th:first-child, td:first-child { text-align: left } .wrong { color: #c8322d; font-weight: 600 }
+.doubt { color: #9a5b00 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 1rem }
 figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; height: auto }
 """
@@ -48,7 +49,7 @@ class Run:
         return found
 
     def faults(self) -> list[str]:
-        """What makes the run's figures untrue or its server wrong, in words."""
+        """What is wrong with the server or with the counts, in words."""
         found = []
         for level in self.levels:
             where = f"at {level.rate:g} requests/s"
@@ -58,14 +59,18 @@ class Run:
                     found.append(f"{where}: {level.outcomes[outcome]} streams {outcome}")
             if level.without_retry_after:
                 found.append(f"{where}: {level.without_retry_after} rejections without Retry-After")
-            if not level.is_client_fit:
-                found.append(
-                    f"{where}: the client was late or left requests unsent, so these figures are a bound on it, "
-                    "not on the server"
-                )
         if self.compared is not None and self.compared.garbled:
             found.append(f"{self.compared.garbled} streams have other bytes than the same request alone")
         return found
+
+    def doubts(self) -> list[str]:
+        """Where figures are of the client, or of a machine too busy for both, rather than of the server."""
+        return [
+            f"at {level.rate:g} requests/s: the client was late ({1e3 * level.lateness.p99:.0f} ms, 0.99 quantile) or "
+            f"left requests unsent ({level.unsent}): the server may do better than this"
+            for level in self.levels
+            if not level.is_client_fit
+        ]
 
     def to_json(self) -> dict[str, Any]:
         def rate(level: Figures | None) -> float | None:
@@ -81,6 +86,7 @@ class Run:
             "levels": [level.to_json() for level in self.levels],
             "compared": None if self.compared is None else self.compared.to_json(),
             "faults": self.faults(),
+            "doubts": self.doubts(),
         }
 
 
@@ -98,8 +104,9 @@ def html(run: Run) -> str:
         f"<figure><figcaption>{name}</figcaption>{svg(plot(run.levels, objective))}</figure>"
         for name, plot in PLOTS.items()
     )
-    faults = run.faults()
-    verdict = "".join(f'<li class="wrong">{escape(fault)}</li>' for fault in faults) or "<li>Every count adds up.</li>"
+    verdict = "".join(f'<li class="wrong">{escape(fault)}</li>' for fault in run.faults())
+    verdict = verdict or "<li>No stream is lost, and every count adds up.</li>"
+    verdict += "".join(f'<li class="doubt">{escape(doubt)}</li>' for doubt in run.doubts())
     found, at = knee(run.levels), run.capacity
     promise = f"first byte within {objective.first_byte:g} s, no silence above {objective.gap:g} s"
     body = f"""

@@ -28,18 +28,13 @@ def run(*arguments: str, seconds: float = 100) -> subprocess.CompletedProcess[st
     )
 
 
-def only_timing(faults: list[str]) -> bool:
-    """Whether all that is wrong is that this machine was too busy for its clients."""
-    return all("the client was late" in fault for fault in faults)
-
-
 def test_a_short_run_adds_up(tmp_path: Path) -> None:
     options = ("--rates", "8", "--seconds", "2", "--warm-up", "0.2", "--solo", "2")
     done = run("run", "chat", *options, "--output", str(tmp_path / "run"))
     assert (tmp_path / "run" / "report.json").exists(), done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert only_timing(report["faults"]), done.stdout
-    assert done.returncode == (1 if report["faults"] else 0), done.stderr
+    assert report["faults"] == []
+    assert done.returncode == 0, done.stderr
     (level,) = report["levels"]
     assert level["outcomes"]["complete"] > 0
     assert len(level["checks"]) == 6
@@ -56,7 +51,7 @@ def test_several_workers_aborts_and_rejections_add_up(tmp_path: Path) -> None:
     done = run("run", "mixed", *options, *limits)
     assert (tmp_path / "run" / "report.json").exists(), done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert only_timing(report["faults"]), done.stdout
+    assert report["faults"] == []
     outcomes = report["levels"][-1]["outcomes"]
     assert outcomes["complete"] > 0
     assert outcomes["aborted"] > 0

@@ -47,7 +47,7 @@ def test_a_run_says_knee_and_capacity_and_no_fault(levels: list[Figures], tmp_pa
     assert found["faults"] == []
     assert [level["outcomes"]["rejected"] for level in found["levels"]] == [0, 0, 2]
     shown = page.read_text(encoding="utf-8")
-    assert "Every count adds up" in shown
+    assert "every count adds up" in shown
     assert "9 streams compared" in shown
     assert "a &lt;chip&gt;" in shown
     assert "<script" not in shown
@@ -69,10 +69,11 @@ def test_what_is_wrong_is_said(
         "requests accepted do not add up",
         "1 streams broken",
         "without Retry-After",
-        "was late",
         "1 streams have",
     ):
         assert words in said
+    (doubt,) = run.doubts()
+    assert "1000 ms" in doubt
     page, _ = write(run, tmp_path)
     assert page.read_text(encoding="utf-8").count('class="wrong"') == len(run.faults())
 

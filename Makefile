@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 NATIVE := hnet_runtime/ops/native
 COMPILED := $(VENV)/.native
 
-.PHONY: serve test install test-all clients native sanitize wheel lint format bench ecosystem clean
+.PHONY: serve test install test-all clients native sanitize wheel lint format bench loadtest ecosystem clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +20,8 @@ help:
 	@echo "make wheel    a wheel for this platform, in dist/"
 	@echo "make lint     formatting, lint, types, import directions"
 	@echo "make bench    the decoding benchmark"
-	@echo "make ecosystem other engines beside ours: installs llama.cpp and vLLM below build/, writes docs/ecosystem.md"
+	@echo "make loadtest mixed load on a server of the demo model, with a report below build/loadtests"
+	@echo "make ecosystem other engines beside ours, others' tools on ours: installed below build/, writes docs/ecosystem.md"
 
 install: $(COMPILED)
 
@@ -70,9 +71,13 @@ format: install
 bench: install
 	$(BIN)/hnet bench decode
 
+loadtest: install
+	$(BIN)/hnet bench serve run mixed --workers 2
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/lib .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # llama.cpp is compiled on the first run, which takes ten minutes or more.
 ecosystem: install
 	$(BIN)/hnet bench peers --report docs/ecosystem.md
+	$(BIN)/hnet bench clients --report docs/ecosystem.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -118,3 +119,10 @@ def test_arrivals_have_the_rate_that_is_asked_for(arrivals: Arrivals) -> None:
     assert arrivals.size / mean(intervals) == pytest.approx(4.0, rel=0.05)
     assert (len(set(intervals)) == 1) == (arrivals.kind == "steady")
     assert all(arrivals.first(4.0, rng) >= 0 for _ in range(100))
+
+
+def test_the_scenarios_of_the_documentation_are_those_that_are(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loadtests.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == set(scenarios.names())
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert parse(tmp_path, example).requests[0].abort_share == 0.25

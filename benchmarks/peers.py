@@ -16,14 +16,13 @@ import os
 import subprocess
 import venv
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from statistics import median
 
 from benchmarks.http_load import Load, run_streams
 from benchmarks.models import Variant, again, build, read_weights
 from benchmarks.peer_vllm import make_model, rename_metadata
-from benchmarks.report import Row, commit, finish, machine, numbers, print_table
+from benchmarks.report import Row, finish, measured, numbers, print_table, rows_in_markdown, write_part
 from benchmarks.roofline import main_step_seconds
 from benchmarks.server_process import ServerProcess, free_port, our_server
 
@@ -164,24 +163,13 @@ def _prompts(streams: int) -> list[bytes]:
 
 
 def write_report(path: Path, rows: list[Row], command: str) -> None:
-    """A dated page with every figure of the run."""
-    words = machine()
-    lines = [
-        "# Beside other engines",
-        "",
-        f"Measured {date.today().isoformat()} at commit {commit()} by `{command}` on {words['processor']}, "
-        f"{words['cores']} cores, {words['isa']}, {words['memory_gib']} GiB. Random weights on all sides; the two "
-        "sides of a ratio ran in turn in one run, on a machine that others use too: read the ratios.",
-        "",
-        f"Peers: {', '.join((*LLAMA, *VLLM))}.",
-        "",
-        "| what | figure | unit | ratio to | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
-        lines.append(f"| {row.name} | {row.value:.3g} | {row.unit} | {row.ratio_to or ''} | {ratio} |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """A dated part of a page with every figure of the run."""
+    said = (
+        f"{measured(command)} Random weights on all sides; the two sides of a ratio ran in turn in one run, on a "
+        "machine that others use too: read the ratios."
+    )
+    peers = f"Peers: {', '.join((*LLAMA, *VLLM))}."
+    write_part(path, "Beside other engines", [said, "", peers, "", *rows_in_markdown(rows)])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -71,6 +73,35 @@ def write_json(path: Path, benchmark: str, rows: list[Row]) -> None:
         "rows": [asdict(row) for row in rows],
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(command: str) -> str:
+    """A sentence for a page: when, by what and where it was measured."""
+    words = machine()
+    return (
+        f"Measured {date.today().isoformat()} at commit {commit()} by `{command}` on {words['processor']}, "
+        f"{words['cores']} cores, {words['isa']}, {words['memory_gib']} GiB."
+    )
+
+
+def rows_in_markdown(rows: list[Row]) -> list[str]:
+    """A table of the rows: counts (int) as they are, what was measured (float) to three digits."""
+    lines = ["| what | figure | unit | ratio to | ratio |", "|---|---|---|---|---|"]
+    for row in rows:
+        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
+        value = f"{row.value:d}" if isinstance(row.value, int) else f"{row.value:.3g}"
+        lines.append(f"| {row.name} | {value} | {row.unit} | {row.ratio_to or ''} | {ratio} |")
+    return lines
+
+
+def write_part(path: Path, title: str, lines: list[str]) -> None:
+    """Writes what stands under a title of the first level, and leaves the page's other parts as they are."""
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    parts = [part.rstrip() for part in re.split(r"(?m)^(?=# )", page) if part.strip()]
+    fresh = "\n".join([f"# {title}", "", *lines])
+    at = next((index for index, part in enumerate(parts) if part.split("\n", 1)[0] == f"# {title}"), len(parts))
+    parts[at : at + 1] = [fresh]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def print_table(title: str, columns: list[str], lines: list[list[str]]) -> None:

@@ -17,6 +17,7 @@ BENCHMARKS = (
     "prefill",
     "prefix",
     "peers",
+    "clients",
     "precision",
     "serve",
     "start",

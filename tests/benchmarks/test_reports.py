@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from benchmarks import prefill, roofline
 from benchmarks.bandwidth import read_bandwidth
+from benchmarks.clients import _agreement
 from benchmarks.models import Variant, again, build, override, stage_bytes
 from benchmarks.peers import write_report
-from benchmarks.report import Row
+from benchmarks.report import Row, rows_in_markdown, write_part
 from hnet_runtime.config import VOCAB_SIZE
 from server.cli import bench
+
+ROOT = Path(__file__).parents[2]
 
 
 def _rows(path) -> dict[str, dict[str, object]]:
@@ -75,6 +79,30 @@ def test_a_report_page_holds_every_row(tmp_path):
     page = tmp_path / "page.md"
     write_report(page, [Row("theirs", 2.0, "s"), Row("ours", 1.0, "s", "theirs", 0.5)], "hnet bench peers")
     assert "| ours | 1 | s | theirs | 0.50 |" in page.read_text(encoding="utf-8")
+
+
+def test_a_part_of_a_page_is_replaced_and_its_neighbours_stay(tmp_path):
+    page = tmp_path / "page.md"
+    write_part(page, "One", ["a", "", "## Below", "b"])
+    write_part(page, "Two", ["c"])
+    write_part(page, "One", ["d"])
+    assert page.read_text(encoding="utf-8") == "# One\n\nd\n\n# Two\n\nc\n"
+    before = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    page.write_text(before, encoding="utf-8")
+    write_part(page, "Three", ["e"])
+    assert page.read_text(encoding="utf-8") == before + "\n# Three\n\ne\n"
+
+
+def test_counts_on_a_page_are_whole_and_measurements_short():
+    lines = rows_in_markdown([Row("requests", 123456, "counted"), Row("time", 123.456, "ms")])
+    assert lines[2:] == ["| requests | 123456 | counted |  |  |", "| time | 123 | ms |  |  |"]
+
+
+def test_counts_of_a_tool_stand_beside_those_of_the_server():
+    counted = {"requests": 4, "new bytes": 256}
+    rows = _agreement("tool", counted, {"requests": 1, "new bytes": 0}, {"requests": 5, "new bytes": 512})
+    assert [row.value for row in rows] == [4, 4, 512, 256]
+    assert [row.ratio for row in rows] == [None, 1.0, None, 0.5]
 
 
 def test_bench_outside_a_checkout_says_so(monkeypatch, tmp_path):

@@ -120,6 +120,32 @@ def vllm_bench(folder: Path, port: int) -> list[Row]:
     ]
 
 
+def guidellm(folder: Path, port: int) -> list[Row]:
+    """What guidellm counts and times, with texts that it makes."""
+    python = environment(folder / "guidellm", GUIDELLM)
+    result = folder / "guidellm.json"
+    backend = f"kind=openai_http,target=http://127.0.0.1:{port},model=demo,request_format=/v1/completions"
+    command = [python.parent / "guidellm", "run", "--backend", backend, "--disable-console-interactive"]
+    command += ["--profile", f"kind=concurrent,streams={STREAMS}"]
+    command += ["--constraint", f"kind=max_requests,count={REQUESTS}"]
+    command += ["--tokenizer", f"kind=hf_auto,model={TOKENIZER}", "--output", f"kind=json,path={result}"]
+    command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT_BYTES},output_tokens={NEW_BYTES}"]
+    before = _counters(port)
+    _run(command, folder / "guidellm.txt")
+    found = json.loads(result.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
+    totals = {
+        name: int(found[name]["successful"]["total_sum"]) for name in ("prompt_token_count", "output_token_count")
+    }
+    counted = {"requests": found["request_totals"]["successful"], "prompt bytes": totals["prompt_token_count"]}
+    counted["new bytes"] = totals["output_token_count"]
+    return [
+        *_agreement("guidellm", counted, before, _counters(port)),
+        Row(f"guidellm rate streams={STREAMS}", found["output_tokens_per_second"]["successful"]["mean"], "bytes/s"),
+        Row("guidellm median first byte", found["time_to_first_token_ms"]["successful"]["median"], "ms"),
+        Row("guidellm median between bytes", found["inter_token_latency_ms"]["successful"]["median"], "ms"),
+    ]
+
+
 _COUNTERS = {  # the tools' counts → the server's
     "requests": 'hnet_request_finished_total{reason="length"}',
     "prompt bytes": "hnet_request_prompt_bytes_sum",
@@ -159,6 +185,7 @@ def _run(command: Sequence[object], log: Path, **variables: str) -> None:
 TOOLS: dict[str, tuple[Callable[[Path, int], list[Row]], tuple[str, ...]]] = {
     "lm-eval": (lm_eval, LM_EVAL),
     "vllm": (vllm_bench, VLLM),
+    "guidellm": (guidellm, GUIDELLM),
 }
 
 

@@ -46,9 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"WRONG {fault}")
     for doubt in run.doubts():
         print(f"DOUBTFUL {doubt}")
-    if run.compared is not None:
-        print(run.compared.in_words())
-    print(f"{page} {document}")
+    print(*run.in_words(), f"{page} {document}", sep="\n")
     raise SystemExit(1 if run.faults() else 0)
 
 

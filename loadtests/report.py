@@ -48,6 +48,17 @@ class Run:
             found = level
         return found
 
+    def in_words(self) -> list[str]:
+        """Knee, capacity and comparison, a line each."""
+        objective = self.scenario.objective
+        promise = f"first byte within {objective.first_byte:g} s, no silence above {objective.gap:g} s"
+        lines = [
+            f"Knee: {_rate(knee(self.levels), 'no level was kept up with')}.",
+            f"Capacity ({promise}, for {100 * objective.share:g} % of requests): "
+            f"{_rate(self.capacity, 'no level met it')}.",
+        ]
+        return lines if self.compared is None else [*lines, self.compared.in_words()]
+
     def faults(self) -> list[str]:
         """What is wrong with the server or with the counts, in words."""
         found = []
@@ -107,16 +118,12 @@ def html(run: Run) -> str:
     verdict = "".join(f'<li class="wrong">{escape(fault)}</li>' for fault in run.faults())
     verdict = verdict or "<li>No stream is lost, and every count adds up.</li>"
     verdict += "".join(f'<li class="doubt">{escape(doubt)}</li>' for doubt in run.doubts())
-    found, at = knee(run.levels), run.capacity
-    promise = f"first byte within {objective.first_byte:g} s, no silence above {objective.gap:g} s"
     body = f"""
 <h1>{escape(run.scenario.name)}</h1><p class="about">{escape(run.scenario.description)}</p>
 <p>{escape(run.target)} · {escape(str(run.machine["processor"]))}, {run.machine["cores"]} cores ·
 commit {escape(run.commit)} · {len(run.levels)} levels of {run.scenario.seconds:g} s,
 the first {run.scenario.warm_up:g} s of each not counted</p>
-<ul><li>Knee: {_rate(found, "no level was kept up with")}.</li>
-<li>Capacity ({promise}, for {100 * objective.share:g} % of requests): {_rate(at, "no level met it")}.</li>
-{"" if run.compared is None else f"<li>{escape(run.compared.in_words())}</li>"}{verdict}</ul>
+<ul>{"".join(f"<li>{escape(line)}</li>" for line in run.in_words())}{verdict}</ul>
 <div class="plots">{plots}</div>
 <h2>What clients saw</h2>{_table(CLIENT_COLUMNS, [_client(level) for level in run.levels])}
 <h2>What became of requests</h2>{_table(["requests/s", *run.levels[0].outcomes], [_outcomes(at) for at in run.levels])}

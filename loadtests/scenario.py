@@ -19,7 +19,7 @@ WORDS = (  # noqa: SIM905
     "river stone window morning letter garden the a of and with under over slowly bright small old winter road "
     "harbour clock paper lantern bridge field yellow silent carried opened followed became remembered between"
 ).split()
-SYMBOLS = "=!}]"
+SYMBOLS = "=!"
 MAX_BYTES = 65536  # of a prompt or a completion
 MAX_SECONDS = 3600.0
 
@@ -50,10 +50,10 @@ class Range(_Data):
 class Kind(_Data):
     """One kind of request, drawn by its weight among the others.
 
-    prompt_bytes: without `shared_bytes`, those that all prompts of the kind begin with. text: words, or symbols, of
-    which each is on a line of its own: the demo model opens a chunk with every byte of them. turns: of a chat, the
-    last one to be answered. abort_share: of the streams that their client closes midway. With ends, a completion may
-    end before max_tokens.
+    prompt_bytes: without `shared_bytes`, those that all prompts of the kind begin with. text: words, or one symbol
+    again and again, each on a line of its own: the demo model opens a chunk with every byte of that. turns: of a
+    chat, the last one to be answered. abort_share: of the streams that their client closes midway. With ends, a
+    completion may end before max_tokens.
     """
 
     name: str
@@ -192,7 +192,7 @@ class Scenario(_Data):
             prompt=_turns(shared, own, kind.turns) if kind.endpoint == "chat" else shared + own,
             max_tokens=max_tokens,
             temperature=kind.temperature,
-            only=SYMBOLS + "\n" if kind.text == "symbols" else "",
+            only="" if kind.text == "words" else "".join(sorted(set(own))),
             is_shared=kind.shared_bytes > 0,
             ends=kind.ends,
         )
@@ -210,7 +210,7 @@ def words(length: int, rng: random.Random) -> str:
 
 def symbols(length: int, rng: random.Random) -> str:
     """As many characters, every second one the end of a line."""
-    return "".join("\n" if place % 2 else rng.choice(SYMBOLS) for place in range(length))
+    return (f"{rng.choice(SYMBOLS)}\n" * length)[:length]
 
 
 def _turns(shared: str, own: str, turns: int) -> tuple[tuple[str, str], ...]:

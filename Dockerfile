@@ -8,8 +8,9 @@ ARG CUDA_BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
 # ---- CPU: what is needed to build, and the dependencies ----
 FROM ${CPU_BASE} AS cpu-dependencies
-# PyTorch's index of CPU wheels; empty takes torch from wherever pip finds it.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# PyTorch's index of CPU wheels, which its installation page names. Without it torch comes from where pip finds it, and
+# may bring gigabytes of CUDA's libraries that this image has no use for.
+ARG TORCH_INDEX=
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*

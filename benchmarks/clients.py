@@ -212,7 +212,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.report:
         packages = ", ".join(package for name in chosen for package in TOOLS[name][1])
         command = " ".join(["hnet bench clients", *(f"--only {name}" for name in options.only or ())])
-        lines = [f"{measured(command)} Demo model.", "", f"Tools: {packages}.", "", *rows_in_markdown(rows)]
+        said = f"{measured(command)} Demo model; a busy machine: the counts are what to read, the times are "
+        said += "the tools' own."
+        lines = [said, "", f"Tools: {packages}.", "", *rows_in_markdown(rows)]
         write_part(options.report, "Tools of others on our server", lines)
 
 

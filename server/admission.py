@@ -26,11 +26,16 @@ class Rate:
 
     def __init__(self) -> None:
         self.value = 0.0
-        self._total = 0
+        self._last = self._total = 0  # noted last, and when the span under way began
         self._since = time.monotonic()
+
+    def begin(self) -> None:
+        """Work comes after none: the idle time before it does not count."""
+        self._total, self._since = self._last, time.monotonic()
 
     def note(self, total: int, now: float) -> None:
         """So many bytes have been done in all (called once a tick)."""
+        self._last = total
         elapsed = now - self._since
         if elapsed >= 0.25:
             share = min(1.0, elapsed / RATE_SECONDS)
@@ -53,6 +58,9 @@ class Backlog:
         self._reading = Rate()
 
     def add(self, request_id: str, unread: int, unwritten: int) -> None:
+        if not self._bytes:
+            self._all.begin()
+            self._reading.begin()
         self._bytes[request_id] = unread, unwritten
         self._ahead += unread + unwritten
         self.unread += unread

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -204,6 +205,17 @@ async def test_an_idle_engine_says_nothing_about_its_speed() -> None:
     assert backlog.seconds == pytest.approx(10, rel=1e-3)
     backlog.remove("a")
     assert backlog.seconds == 0
+
+
+def test_the_idle_time_before_work_does_not_slow_the_rate() -> None:
+    backlog = Backlog()
+    backlog._all._since -= 60  # an idle minute
+    backlog.add("a", 0, 1000)
+    start = time.monotonic()
+    backlog.progress(0, 1, start + 0.01)
+    assert backlog.seconds == 0  # too early to tell
+    backlog.progress(0, 50, start + 0.5)
+    assert backlog.seconds == pytest.approx(10, rel=0.01)
 
 
 def test_a_prompt_is_ahead_until_it_has_been_read() -> None:

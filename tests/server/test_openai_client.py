@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -50,6 +51,22 @@ def test_a_streamed_completion_with_usage(client: openai.OpenAI) -> None:
     assert text.encode() == data
     assert usage is not None
     assert usage.completion_tokens == 30
+
+
+@pytest.mark.parametrize("prompt", ["abcdef", ["abcdef", "xyz"]])
+def test_choices_in_a_stream_are_those_of_the_whole(client: openai.OpenAI, prompt: str | list[str]) -> None:
+    options: Any = {"model": "fake", "prompt": prompt, "n": 3, "seed": 5, "max_tokens": 12, "logprobs": 1}
+    whole = client.completions.create(**options)
+    texts = [""] * len(whole.choices)
+    logprobs: list[list[float | None]] = [[] for _ in whole.choices]
+    for event in client.completions.create(**options, stream=True):
+        (choice,) = event.choices
+        texts[choice.index] += choice.text
+        logprobs[choice.index] += (choice.logprobs and choice.logprobs.token_logprobs) or []
+    assert [choice.index for choice in whole.choices] == list(range(len(texts)))
+    assert texts == [choice.text for choice in whole.choices]
+    assert len(set(texts)) == len(texts)
+    assert logprobs == [choice.logprobs and choice.logprobs.token_logprobs for choice in whole.choices]
 
 
 async def test_the_asynchronous_client_streams_too(shared: Running) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "clients"
 KEY = "a key"
+LOCAL = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else LiteLLM downloads it
+DOCUMENT = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```(js|python)\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +93,7 @@ def node() -> Path:
     return Path(shutil.copy(HERE / "node" / "client.mjs", target))
 
 
-def run(*command: str | Path, **environment: str) -> dict[str, Any]:
+def run(*command: str | Path, **environment: str) -> str:
     """What a client printed; it may reach nothing but this machine."""
     blocked = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     local = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -102,7 +106,12 @@ def run(*command: str | Path, **environment: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def found_by(*command: str | Path, **environment: str) -> dict[str, Any]:
+    """The object in the last line that a client printed."""
+    found: dict[str, Any] = json.loads(run(*command, **environment).splitlines()[-1])
     return found
 
 
@@ -123,7 +132,7 @@ def rows_in_use(url: str) -> float:
 
 
 def test_javascript(server: str, node: Path) -> None:
-    found = run("node", node, server, KEY)
+    found = found_by("node", node, server, KEY)
     text = reference(server)
     assert found["whole"]["text"] == found["streamed"] == text
     assert found["whole"]["usage"]["completion_tokens"] == found["whole"]["tokens"] == 32
@@ -141,7 +150,7 @@ def test_javascript(server: str, node: Path) -> None:
 
 
 def test_langchain(server: str, python: Path) -> None:
-    found = run(python, HERE / "langchain_client.py", server, KEY)
+    found = found_by(python, HERE / "langchain_client.py", server, KEY)
     text = reference(server)
     assert found["whole"] == found["streamed"] == found["batch"][0] == text
     assert found["batch"][1] == reference(server, prompt="The sea")
@@ -151,7 +160,7 @@ def test_langchain(server: str, python: Path) -> None:
 
 
 def test_litellm(server: str, python: Path) -> None:
-    found = run(python, HERE / "litellm_client.py", server, KEY, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    found = found_by(python, HERE / "litellm_client.py", server, KEY, **LOCAL)
     text = reference(server)
     for provider in ("text-completion-openai", "hosted_vllm"):
         assert found[provider]["whole"] == found[provider]["streamed"] == text
@@ -159,3 +168,19 @@ def test_litellm(server: str, python: Path) -> None:
     chats = {found[name][way] for name in ("chat openai", "chat hosted_vllm") for way in ("whole", "streamed")}
     assert chats == {found["later"]}
     assert found["error"] == 400
+
+
+@pytest.mark.parametrize(("language", "text"), EXAMPLES)
+def test_an_example_of_the_document_runs(server: str, python: Path, node: Path, language: str, text: str) -> None:
+    assert "http://127.0.0.1:8000" in text
+    assert '"none"' in text
+    program = text.replace("http://127.0.0.1:8000", server).replace('"none"', f'"{KEY}"')
+    if language == "js":
+        example = node.with_name("example.mjs")
+        example.write_text(program, encoding="utf-8")
+        said = run("node", example)
+    else:
+        said = run(python, "-c", program, **LOCAL)
+    for line in re.findall(r"print\(.*\)  # (.*)", text):
+        assert line in said
+    assert len(said) > 60

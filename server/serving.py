@@ -29,6 +29,7 @@ from server.settings import ServerSettings
 
 BACKLOG = 2048  # connections that wait to be accepted
 CLOSE_SECONDS = 5  # for connections whose reader does not take the end of its response
+CUT_SECONDS = 5  # until a response that was cut off then must have ended; a busy machine takes a while
 KEEP_ALIVE_SECONDS = 75  # for an idle connection; longer than most proxies keep theirs
 POLL_SECONDS = 0.02
 
@@ -60,7 +61,7 @@ class Server:
             ws="none",
             lifespan="on",
             backlog=BACKLOG,
-            timeout_graceful_shutdown=math.ceil(CLOSE_SECONDS) + 1,
+            timeout_graceful_shutdown=math.ceil(CLOSE_SECONDS + CUT_SECONDS),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             server_header=False,
             ssl_certfile=settings.ssl_certfile,

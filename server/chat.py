@@ -21,18 +21,15 @@ from server.chat_shapes import ChatAnswer
 from server.chat_templates import ChatTemplate, Rendered
 from server.choice import Choice
 from server.completions import (
-    CLIENT_CLOSED_REQUEST,
     DEFAULT_MAX_TOKENS,
     CompletionJob,
     truncated,
-    unless_disconnected,
     usage,
 )
 from server.conversation import Conversation
 from server.responses import described
 from server.schemas import CompletionRequest, GenerationRequest, ignored_header, parse, request_body
 from server.service import Service
-from server.sse import EventStream
 from server.strict_model import wrong
 from server.text import BYTE_KEYS, TOKEN_ID_KEYS
 from server.unsupported import NO_REASONING, TEXT_ALONE, UNSUPPORTED, Unsupported, among
@@ -159,16 +156,7 @@ async def create_chat_completion(request: Request) -> Response:
     rendered = await chat.render(template)
     completion = chat.completion(rendered, service.info.max_model_len)
     job = ChatJob(service, completion, request.state.request_id, await service.constraint(completion))
-    service.admission.check(len(job.requests))
-    headers = ignored_header([*unknown, *chat.ignored(template)])
-    if chat.stream:
-        stream = service.client.submit(*job.requests)
-        return EventStream(lambda write: job.write_events(stream, write), stream.close, job.request_id, headers)
-    with service.client.submit(*job.requests) as stream:
-        answer = await unless_disconnected(request, job.whole(stream))
-    if answer is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(answer, headers=headers, media_type="application/json")
+    return await job.answer(request, ignored_header([*unknown, *chat.ignored(template)]))
 
 
 class ChatJob(CompletionJob):

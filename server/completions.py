@@ -56,16 +56,7 @@ async def create_completion(request: Request) -> Response:
     service.check_model(completion.model)
     constraint = await service.constraint(completion)
     job = CompletionJob(service, completion, request.state.request_id, constraint)
-    service.admission.check(len(job.requests))
-    headers = ignored_header(unknown)
-    if completion.stream:
-        stream = service.client.submit(*job.requests)
-        return EventStream(lambda write: job.write_events(stream, write), stream.close, job.request_id, headers)
-    with service.client.submit(*job.requests) as stream:
-        answer = await unless_disconnected(request, job.whole(stream))
-    if answer is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(answer, headers=headers, media_type="application/json")
+    return await job.answer(request, ignored_header(unknown))
 
 
 class CompletionJob:
@@ -191,6 +182,19 @@ class CompletionJob:
                 f"at most {MAX_LOGPROBS} are allowed",
                 name,
             )
+
+    async def answer(self, request: Request, headers: dict[str, str]) -> Response:
+        """Runs it, once the gate lets it in; what it gives, as the request asks for it."""
+        service = self._service
+        service.admission.check(len(self.requests))
+        if self._request.stream:
+            stream = service.client.submit(*self.requests)
+            return EventStream(lambda write: self.write_events(stream, write), stream.close, self.request_id, headers)
+        with service.client.submit(*self.requests) as stream:
+            answer = await unless_disconnected(request, self.whole(stream))
+        if answer is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return Response(answer, headers=headers, media_type="application/json")
 
     async def whole(self, stream: OutputStream) -> bytes:
         """The response of a request that does not stream, as JSON."""

@@ -318,9 +318,12 @@ class LiveRequest:
         assert structure is not None
         if structure.error is not None or params.logprobs is not None:
             return False
+        forced = structure.forced[: max(params.max_tokens - len(self.output) - 1, 0)]
+        if not forced:
+            return False
         first = len(self.request.prompt) + len(self.output) - num_unfed
         taken, stops = bytearray(), self._matcher.copy()
-        for byte in structure.forced[: max(params.max_tokens - len(self.output) - 1, 0)]:
+        for byte in forced:
             ends = byte in params.stop_token_ids or stops.push(byte) is not None
             if ends or not self._may_follow(bytes(taken), byte):
                 break

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hnet_runtime.ops.rotary import rotary_table, rotate
 from hnet_runtime.ops.spans import Ints, Spans
 
 BLOCK = 64
@@ -126,4 +127,89 @@ def _over_blocks(parts: Tensor, grid: KeyGrid, combine: Callable[..., Tensor]) -
     for block in range(1, grid.blocks.longest):
         here = result[: counts[block]]
         combine(here, parts[offsets[block] : offsets[block + 1]], out=here)
+    return result
+
+
+def rotate_and_keep(
+    qkv: Tensor, positions: Tensor, slots: Tensor, k_store: Tensor, v_store: Tensor, rotary_dim: int
+) -> Tensor:
+    """Turns one position's query and key of each row and keeps its key and value.
+
+    qkv: [B, 3, H, P] in the model's dtype, positions: [B] int64 of the stage, slots: [B] int64 where key and value go,
+    k_store, v_store: [slots, H, P] (updated in place), rotary_dim: channels that turn, 0 for none → q: [B, H, P].
+    """
+    q, k, v = qkv.unbind(1)
+    if rotary_dim:
+        table = rotary_table(positions, rotary_dim)
+        q, k = rotate(q, table), rotate(k, table)
+    k_store.index_copy_(0, slots, k.to(k_store.dtype))
+    v_store.index_copy_(0, slots, v.to(v_store.dtype))
+    return q.contiguous()
+
+
+def decode_attention(
+    q: Tensor,
+    k_store: Tensor,
+    v_store: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    table: Tensor | None,
+    window: int,
+    capacity: int | None,
+    max_positions: int,
+) -> Tensor:
+    """`attend` of one query of each row, whose own key is kept already, with shapes that no data changes.
+
+    q: [B, H, P] rotated, k_store, v_store: [slots, H, P], rows, positions: [B] int64 the arena row and the stage
+    position of each query, window: positions before it that it sees (−1: all), max_positions: more than any position.
+    The keys of a row lie in the pages of its `table` [rows, pages] int64, or, where that is None, in a ring of
+    `capacity` places → [B, H, P] in q's dtype. Blocks that a query does not see add exact zeros.
+    """
+    count = len(q)
+    heads, head_dim = q.shape[1:]
+    num_blocks = blocks_seen(window, max_positions)
+    oldest = (positions - window).clamp(min=0) if window >= 0 else torch.zeros_like(positions)
+    first = torch.div(oldest, BLOCK, rounding_mode="floor") * BLOCK
+    at = first[:, None] + torch.arange(num_blocks * BLOCK, device=q.device)  # [B, n · BLOCK] positions of keys
+    hidden = ((at < oldest[:, None]) | (at > positions[:, None])).view(-1, 1, 1, BLOCK)  # [B · n, 1, 1, BLOCK]
+    slots = key_slots(rows, torch.minimum(at, positions[:, None]), table, capacity).view(-1)
+    keys = k_store.index_select(0, slots).view(-1, BLOCK, heads, head_dim).float()
+    values = v_store.index_select(0, slots).view(-1, BLOCK, heads, head_dim).float()
+    values.masked_fill_(hidden.view(-1, BLOCK, 1, 1), 0.0)  # another row's leftovers, perhaps not finite
+
+    # The order of axes is that of `attend`: in another one a library adds up in another order.
+    queries = (q.float() * head_dim**-0.5)[:, None].expand(-1, num_blocks, -1, -1).reshape(-1, 1, 1, heads, head_dim)
+    scores = (queries * keys.unsqueeze(1)).sum(-1).transpose(2, 3).masked_fill(hidden, float("-inf"))
+    largest = scores.amax(-1).view(count, num_blocks, heads).amax(1)
+    largest = largest[:, None].expand(-1, num_blocks, -1).reshape(-1, 1, heads, 1)
+    weights = torch.exp(scores - largest)  # [B · n, 1, H, BLOCK]
+    total = _in_order(weights.sum(-1).view(count, num_blocks, heads))
+    mixed = (weights.transpose(2, 3).unsqueeze(-1) * values.unsqueeze(1)).sum(2)
+    out = _in_order(mixed.view(count, num_blocks, heads, head_dim)) / total.unsqueeze(-1)
+    return out.to(q.dtype)
+
+
+def blocks_seen(window: int, max_positions: int) -> int:
+    """Blocks in which a query sees keys, at most."""
+    every = -(-max_positions // BLOCK)
+    return every if window < 0 else min(every, -(-window // BLOCK) + 1)
+
+
+def key_slots(rows: Tensor, positions: Tensor, table: Tensor | None, capacity: int | None) -> Tensor:
+    """Where a row's positions are kept: in its pages (of BLOCK positions each), or in its ring.
+
+    rows: [B], positions: [B, L], table: [rows, pages] or None, all int64; capacity: places of a ring → [B, L].
+    """
+    if table is None:
+        assert capacity is not None
+        return rows[:, None] * capacity + positions % capacity
+    page = torch.div(positions, BLOCK, rounding_mode="floor")
+    return table.index_select(0, rows).gather(1, page) * BLOCK + positions % BLOCK
+
+
+def _in_order(parts: Tensor) -> Tensor:
+    """[B, n, …] → [B, …], block after block."""
+    result = parts[:, 0].clone()
+    for block in range(1, parts.shape[1]):
+        result.add_(parts[:, block])
     return result

@@ -26,3 +26,14 @@ def causal_conv(x: Tensor, state: Tensor, spans: Spans, weight: Tensor, bias: Te
         taps, kept = source[window], source[carry]
     state.index_copy_(0, spans.row_index, kept)
     return silu((taps.float() * weight).sum(1) + bias)
+
+
+def conv_step(x: Tensor, state: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv` of one position of each row, rounded; `state` is shifted by it.
+
+    x: [B, E] in the model's dtype (a view with any row stride), state: [rows, K − 1, E] in that dtype (updated in
+    place), rows: [B] int64, weight: [K, E] fp32, bias: [E] fp32 → [B, E] in x's dtype.
+    """
+    taps = torch.cat((state.index_select(0, rows), x.unsqueeze(1)), 1)
+    state.index_copy_(0, rows, taps[:, 1:])
+    return silu((taps.float() * weight).sum(1) + bias).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hnet_runtime.ops.spans import Spans
@@ -27,4 +28,20 @@ def smooth(z: Tensor, p: Tensor, memory: Tensor, spans: Spans) -> Tensor:
         carried[:running].mul_(keep[begin : begin + running]).add_(here)
         here.copy_(carried[:running])
     memory.index_copy_(0, spans.row_index, carried)
+    return smoothed
+
+
+def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
+    """`smooth` of one position of each row that opened a chunk; the others keep their average as it is.
+
+    z: [B', ≥ D] chunk outputs in the model's dtype, place: [B] int64, which of them is a row's own (any valid place
+    where it opened none), p: [B] fp32, opened: [B] bool, memory: [rows, D] fp32 (updated in place), rows: [B] int64
+    → z̄: [B, D] fp32.
+    """
+    weight = p.clamp(P_MIN, P_MAX).unsqueeze(-1)
+    before = memory.index_select(0, rows)
+    chunk = z[:, : memory.shape[1]].index_select(0, place).float()
+    # A row that opened none may be handed anything, what is not finite too: it is chosen away, not multiplied.
+    smoothed = torch.where(opened.unsqueeze(-1), before * (1.0 - weight) + chunk * weight, before)
+    memory.index_copy_(0, rows, smoothed)
     return smoothed

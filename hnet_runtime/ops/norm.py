@@ -24,3 +24,21 @@ def gated_rms_norm(y: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
     y, gate: [T, E] fp32, weight: [E] fp32 → [T, E] fp32.
     """
     return rms_norm(y * silu(gate), weight)
+
+
+def add_rms_norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """residual += h, then RMSNorm of it, rounded: what stands before every mixer and MLP, and at a stack's end.
+
+    h: [B, D] in the model's dtype, residual: [B, D] fp32 (updated in place), weight: [D] fp32 → [B, D] in h's dtype.
+    """
+    residual.add_(h)
+    return rms_norm(residual, weight).to(h.dtype)
+
+
+def gated_norm_step(y: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """`gated_rms_norm` of rounded numbers, rounded again.
+
+    y: [B, E] and gate: [B, E] (a view with any row stride) in the model's dtype, weight: [E] fp32 → [B, E] in y's
+    dtype.
+    """
+    return gated_rms_norm(y.float(), gate.float(), weight).to(y.dtype)

@@ -29,12 +29,29 @@ def boundary_probability(h: Tensor, memory: Tensor, spans: Spans, q_weight: Tens
     last = h if spans.is_step else h[spans.tensor(spans.last)]
     q = linear(previous.float(), q_weight)
     k = linear(h.float(), k_weight)
-    cosine = (q * k).sum(-1) / (_norm(q) * _norm(k))
-    p = ((1.0 - cosine).to(h.dtype).float() / 2.0).clamp(0.0, 1.0)
+    p = _probability(q, k, h.dtype)
     memory.index_copy_(0, spans.row_index, last)
     first = spans.tensor(spans.position_of == 0)
     return torch.where(first, torch.ones_like(p), p)
 
 
+def _probability(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
+    """½ (1 − cos(q, k)), 1 − cos rounded to the model's dtype. q, k: [T, D] fp32 → [T] fp32."""
+    cosine = (q * k).sum(-1) / (_norm(q) * _norm(k))
+    return ((1.0 - cosine).to(dtype).float() / 2.0).clamp(0.0, 1.0)
+
+
 def _norm(x: Tensor) -> Tensor:
     return torch.sqrt((x * x).sum(-1)).clamp(min=_NORM_FLOOR)
+
+
+def router_step(h: Tensor, memory: Tensor, rows: Tensor, first: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+    """`boundary_probability` of one position of each row; `memory` then holds h.
+
+    h: [B, D] in the model's dtype, memory: [rows, D] in it (updated in place), rows: [B] int64, first: [B] bool, the
+    rows at the first position of their sequence, q_weight, k_weight: [D, D] fp32 → p: [B] fp32 in [0, 1].
+    """
+    q = linear(memory.index_select(0, rows).float(), q_weight)
+    k = linear(h.float(), k_weight)
+    memory.index_copy_(0, rows, h)
+    return torch.where(first, 1.0, _probability(q, k, h.dtype))

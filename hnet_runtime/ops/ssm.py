@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hnet_runtime.ops.activation import softplus
 from hnet_runtime.ops.spans import Spans
 
 _CHUNK_FLOATS = 1 << 22  # states kept at once while a span is walked
@@ -69,3 +70,22 @@ def _step(scaled: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, sp
             state.index_copy_(0, spans.row_index[part], here)
         y[part] = torch.mul(here, c[part], out=new).sum(-1)
     return y
+
+
+def ssm_step(xbc: Tensor, dt: Tensor, a: Tensor, dt_bias: Tensor, d: Tensor, state: Tensor, rows: Tensor) -> Tensor:
+    """`selective_scan` of one position of each row, from what the convolution gave and the raw dt, rounded.
+
+    xbc: [B, H·P + 2N] = [x, B, C] and dt: [B, H] (before bias and softplus; a view with any row stride) in the model's
+    dtype, a (negative), dt_bias, d: [H] fp32, state: [rows, H, P, N] fp32 (updated in place), rows: [B] int64
+    → y: [B, H·P] in xbc's dtype, from the unrounded new state.
+    """
+    _, heads, head_dim, states = state.shape
+    x, b, c = torch.split(xbc.float(), [heads * head_dim, states, states], dim=-1)
+    x = x.reshape(-1, heads, head_dim)
+    step = softplus(dt.float() + dt_bias)  # [B, H]
+    decay = torch.exp(step * a)[:, :, None, None]
+    new = (step.unsqueeze(-1) * x).unsqueeze(-1) * b[:, None, None, :]  # [B, H, P, N]
+    here = state.index_select(0, rows).mul_(decay).add_(new)
+    state.index_copy_(0, rows, here)
+    y = (here * c[:, None, None, :]).sum(-1) + d[:, None] * x
+    return y.flatten(1).to(xbc.dtype)

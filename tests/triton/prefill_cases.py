@@ -1,0 +1,334 @@
+"""Prefill kernels against their twins, in a process where TRITON_INTERPRET is set: see test_prefill_kernels.py.
+
+Run as a script it prints a line for each case that fails and exits with their number. A program instance takes about
+6 ms in the interpreter, so shapes are small and odd rather than many. The interpreter truncates where it
+stores fp32 as bf16: results that are rounded so may differ from the twin's by one unit in the last place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hnet_runtime.ops import attention, conv, ema, rotary, ssm
+from hnet_runtime.ops.attention import KeyGrid
+from hnet_runtime.ops.spans import Spans
+from hnet_runtime.ops.triton import conv_spans, prefill_attention, scan, smooth
+from hnet_runtime.ops.triton.packed_spans import TILE
+from hnet_runtime.state.rows import PAGE, PagePool, RingSlots
+
+CPU = torch.device("cpu")
+FP32, BF16 = torch.float32, torch.bfloat16
+ROWS = 6
+
+# What spans there are: (rows, starts, lengths).
+SPANS = {
+    "one long": ([3], [0], [150]),
+    "ragged": ([2, 5, 1], [0, 0, 0], [9, 70, 33]),
+    "starts within tiles": ([4, 1, 2], [37, 64, 100], [60, 64, 3]),
+    "at tile borders": ([1, 2, 3], [63, 64, 128], [1, 65, 64]),
+    "lengths of 1": ([5, 1, 4], [0, 130, 63], [1, 1, 1]),
+}
+
+
+def spans_of(name: str) -> Spans:
+    return Spans.of(*SPANS[name], CPU)[0]
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = FP32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def ulp(x: Tensor) -> Tensor:
+    """One unit in the last place of bf16 at each of x."""
+    return torch.exp2(torch.floor(torch.log2(x.abs().clamp(min=1e-30))) - 7)
+
+
+def close(found: Tensor, expected: Tensor, relative: float, absolute: float, what: str) -> None:
+    """|found − expected| ≤ relative · |expected| + absolute, and one bf16 ulp more where the result is bf16."""
+    allowed = relative * expected.double().abs() + absolute
+    if found.dtype == BF16:
+        allowed = allowed + ulp(expected.double())
+    off = (found.double() - expected.double()).abs() - allowed
+    assert found.isfinite().all(), f"{what}: not finite"
+    assert found.shape == expected.shape, f"{what}: {tuple(found.shape)} for {tuple(expected.shape)}"
+    assert (off <= 0).all(), f"{what}: off by {float(off.max()):.3g} more than allowed"
+
+
+def same(found: Tensor, expected: Tensor, what: str) -> None:
+    assert torch.equal(found, expected), f"{what}: differs by up to {(found - expected).abs().max()}"
+
+
+# ── the recurrence ─────────────────────────────────────────────────────────────────────────────────
+
+
+def scan_inputs(spans: Spans, heads: int, channels: int, states: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Inputs as a mixer has them: x, B and C are views of one tensor."""
+    wide = noise(spans.total, heads * channels + 2 * states, seed=1, dtype=dtype)
+    x, b, c = torch.split(wide, [heads * channels, states, states], dim=-1)
+    return {
+        "x": x.view(spans.total, heads, channels),
+        "dt": torch.nn.functional.softplus(noise(spans.total, heads, seed=2) * 2),
+        "a": -torch.exp(noise(heads, seed=3) * 1.5),
+        "b": b,
+        "c": c,
+        "d": noise(heads, seed=4),
+    }
+
+
+def run_scan(spans: Spans, inputs: dict[str, Tensor], state: Tensor, **options: object) -> Tensor:
+    return scan.selective_scan(**inputs, state=state, spans=spans, **options)  # type: ignore[arg-type]
+
+
+def scan_case(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    spans = spans_of(name)
+    inputs = scan_inputs(spans, *shape, dtype)
+    before = noise(ROWS, *shape, seed=5)
+    expected_state, found_state = before.clone(), before.clone()
+    wide = {key: value.float().contiguous() for key, value in inputs.items()}
+    expected = ssm.selective_scan(**wide, state=expected_state, spans=spans)
+    found = run_scan(spans, inputs, found_state)
+    close(found, expected, 1e-5, 3e-5, "y")
+    close(found_state, expected_state, 1e-5, 2e-5, "states")
+    untouched = [row for row in range(ROWS) if row not in spans.rows]
+    same(found_state[untouched], before[untouched], "other rows' states")
+    if dtype == BF16:
+        close(run_scan(spans, inputs, before.clone(), out_dtype=BF16), expected, 1e-5, 3e-5, "y in bf16")
+
+
+def scan_strong_decay() -> None:
+    """A state that decays by e^−600 at one position forgets nothing of what comes after."""
+    spans = spans_of("ragged")
+    inputs = scan_inputs(spans, 1, 16, 16, FP32)
+    inputs["dt"] = torch.where(torch.arange(spans.total)[:, None] % 7 == 0, 600.0, 1e-3)
+    inputs["a"] = torch.tensor([-1.0])
+    inputs["x"] = inputs["x"] / inputs["dt"][..., None]
+    expected_state, found_state = (noise(ROWS, 1, 16, 16, seed=5) for _ in range(2))
+    wide = {key: value.float().contiguous() for key, value in inputs.items()}
+    expected = ssm.selective_scan(**wide, state=expected_state, spans=spans)
+    close(run_scan(spans, inputs, found_state), expected, 1e-5, 3e-5, "y")
+    close(found_state, expected_state, 1e-5, 2e-5, "states")
+
+
+def scan_cuts() -> None:
+    """Cut at multiples of a tile and in any company, a row's numbers are the same bit for bit."""
+    shape, length = (2, 16, 16), 150
+    one = Spans.of([3], [20], [length], CPU)[0]
+    inputs = scan_inputs(one, *shape, FP32)
+    state = noise(ROWS, *shape, seed=5)
+    whole_state = state.clone()
+    whole = run_scan(one, inputs, whole_state)
+    pieces = []
+    for begin, end in ((0, TILE - 20), (TILE - 20, 2 * TILE - 20), (2 * TILE - 20, length)):
+        # Beside the row's piece another of its inputs reversed.
+        spans = Spans.of([3, 1], [20 + begin, 0], [end - begin, 10], CPU)[0]
+        place = torch.from_numpy(spans.offsets[: end - begin] + int(np.flatnonzero(spans.rows == 3)[0]))
+        mixed = {}
+        for key, value in inputs.items():
+            if value.shape[0] != length:
+                mixed[key] = value
+                continue
+            packed = noise(spans.total, *value.shape[1:], seed=8).abs()
+            packed[place] = value[begin:end]
+            mixed[key] = packed
+        pieces.append(run_scan(spans, mixed, state)[place])
+    same(torch.cat(pieces), whole, "y")
+    same(state[3], whole_state[3], "state")
+
+
+def scan_turns() -> None:
+    """More tiles than the scratch holds at once run in turns, with the same bits."""
+    spans, shape = spans_of("ragged"), (1, 16, 16)
+    inputs = scan_inputs(spans, *shape, FP32)
+    states = [noise(ROWS, *shape, seed=5) for _ in range(2)]
+    at_once = run_scan(spans, inputs, states[0])
+    before, scan.SCRATCH_BYTES = scan.SCRATCH_BYTES, 4 * math.prod(shape) * 2
+    try:
+        same(run_scan(spans, inputs, states[1]), at_once, "y")
+    finally:
+        scan.SCRATCH_BYTES = before
+    same(states[1], states[0], "states")
+
+
+# ── the convolution ────────────────────────────────────────────────────────────────────────────────
+
+
+def conv_case(name: str, channels: int, taps: int, dtype: torch.dtype) -> None:
+    spans = spans_of(name)
+    x = noise(spans.total, channels + 8, seed=1, dtype=dtype)[:, 3 : 3 + channels]
+    before = noise(ROWS, taps - 1, channels, seed=2, dtype=dtype)
+    weight, bias = noise(taps, channels, seed=3), noise(channels, seed=4)
+    expected_state, found_state, rounded_state = before.clone(), before.clone(), before.clone()
+    expected = conv.causal_conv(x, expected_state, spans, weight, bias)
+    close(conv_spans.causal_conv(x, found_state, spans, weight, bias), expected, 1e-6, 1e-6, "out")
+    same(found_state, expected_state, "states")
+    if dtype == BF16:
+        rounded = conv_spans.causal_conv(x, rounded_state, spans, weight, bias, out_dtype=dtype)
+        assert rounded.dtype == dtype
+        close(rounded, expected, 1e-6, 1e-6, "out in bf16")
+
+
+# ── smoothing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def smooth_case(name: str, width: int, dtype: torch.dtype) -> None:
+    spans = spans_of(name)
+    z = noise(spans.total, width + 5, seed=1, dtype=dtype)
+    p = torch.rand(spans.total, generator=torch.Generator().manual_seed(2))
+    p[::3], p[1::5] = 1.0, 0.0
+    before = noise(ROWS, width, seed=3)
+    expected_memory, found_memory = before.clone(), before.clone()
+    expected = ema.smooth(z[:, :width], p, expected_memory, spans)
+    same(smooth.smooth(z, p, found_memory, spans), expected, "out")
+    same(found_memory, expected_memory, "memory")
+
+
+# ── rotary and attention ───────────────────────────────────────────────────────────────────────────
+
+
+def rotate_case(heads: int, head_dim: int, rotary_dim: int, dtype: torch.dtype) -> None:
+    total = 12
+    qkv = noise(total, 3, heads, head_dim, seed=1, dtype=dtype)
+    table = rotary.rotary_table(torch.arange(total) * 97, rotary_dim)
+    expected = rotary.rotate(qkv[:, 1], table)
+    found = prefill_attention.rotate(qkv[:, 1], table)
+    if dtype == FP32:
+        same(found, expected, "rotated")
+    else:
+        close(found, expected, 0.0, 0.0, "rotated")
+
+
+class Store:
+    """Keys and values of ROWS rows in pages or in a ring, with what other rows left in them."""
+
+    def __init__(self, window: int, paged: bool, heads: int, head_dim: int, dtype: torch.dtype, fill: float) -> None:
+        self.window, self.capacity, self.table = window, None, None
+        self.slots: PagePool | RingSlots
+        if paged:
+            pool = PagePool(ROWS, 4 * ROWS, 4 * PAGE)
+            for row in (3, 1, 4, 2, 5):
+                pool.reserve(row, 4 * PAGE)
+            self.slots, self.table = pool, torch.from_numpy(pool.table)
+            count = (pool.num_pages + 1) * PAGE
+        else:
+            self.slots = RingSlots(window + 1)
+            self.capacity = window + 1
+            count = ROWS * (window + 1)
+        self.k, self.v = (torch.full((count, heads, head_dim), fill, dtype=dtype) for _ in range(2))
+
+    def twin(self, spans: Spans, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention.attend(q, k, v, self.k, self.v, KeyGrid(spans, self.window, self.slots.slots, self.capacity))
+
+    def ours(self, spans: Spans, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys = prefill_attention.Keys(spans, self.window, self.table, self.capacity)
+        return prefill_attention.attend(q, k, v, self.k, self.v, keys)
+
+
+def attend_case(
+    ticks: list[tuple[list[int], list[int]]], window: int, paged: bool, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    """Spans tick after tick over the same stores, each going on where its row stopped."""
+    expected_store, found_store = (Store(window, paged, heads, head_dim, dtype, math.nan) for _ in range(2))
+    position = dict.fromkeys(range(ROWS), 0)
+    for number, (rows, lengths) in enumerate(ticks):
+        spans = Spans.of(rows, [position[row] for row in rows], lengths, CPU)[0]
+        for row, length in zip(rows, lengths, strict=True):
+            position[row] += length
+        qkv = noise(spans.total, 3, heads, head_dim, seed=number, dtype=dtype)
+        q, k, v = qkv[:, 0] * 2, qkv[:, 1], qkv[:, 2]
+        expected = expected_store.twin(spans, q, k, v)
+        close(found_store.ours(spans, q, k, v), expected, 3e-6, 3e-6, f"tick {number}: out")
+        for name in ("k", "v"):
+            expected_kept, found_kept = getattr(expected_store, name), getattr(found_store, name)
+            assert torch.equal(found_kept.nan_to_num(9.0), expected_kept.nan_to_num(9.0)), f"tick {number}: kept {name}"
+
+
+def attend_cuts(window: int, paged: bool) -> None:
+    """However a row is cut and whatever runs beside it, each query's numbers are the same bit for bit."""
+    length = 140
+    qkv = noise(length, 3, 1, 16, seed=7)
+
+    def run(sizes: list[int], company: bool) -> Tensor:
+        store, outs, begin = Store(window, paged, 1, 16, FP32, math.nan), [], 0
+        for size in sizes:
+            rows, starts, lengths = ([3, 1], [begin, begin], [size, size]) if company else ([3], [begin], [size])
+            spans = Spans.of(rows, starts, lengths, CPU)[0]
+            mine = torch.from_numpy(spans.offsets[:size] + int(np.flatnonzero(spans.rows == 3)[0]))
+            packed = noise(spans.total, 3, 1, 16, seed=begin)
+            packed[mine] = qkv[begin : begin + size]
+            outs.append(store.ours(spans, *packed.unbind(1))[mine])
+            begin += size
+        return torch.cat(outs)
+
+    whole = run([length], company=False)
+    same(run([1, 63, 30, 46], company=True), whole, "out")
+
+
+ATTENTION = {
+    "pages, all": (-1, True),
+    "pages, window": (70, True),
+    "ring of 1": (0, False),
+    "ring of 6": (5, False),
+    "ring of 64": (63, False),
+    "ring of 101": (100, False),
+}
+TICKS = [([2, 5], [70, 20]), ([5, 2, 1], [1, 1, 3]), ([2, 5, 1], [30, 75, 2])]
+
+
+def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    for name, dtype in itertools.product(SPANS, (FP32, BF16)):
+        shape = (2, 16, 16) if dtype == FP32 else (1, 20, 33)
+        yield f"scan {name} {dtype}", lambda n=name, s=shape, d=dtype: scan_case(n, s, d)
+        yield f"conv {name} {dtype}", lambda n=name, d=dtype: conv_case(n, 130 if d == FP32 else 40, 4, d)
+        yield f"smooth {name} {dtype}", lambda n=name, d=dtype: smooth_case(n, 130 if d == FP32 else 40, d)
+    yield "scan official head", lambda: scan_case("ragged", (1, 64, 128), BF16)
+    yield "scan strong decay", scan_strong_decay
+    yield "scan cuts", scan_cuts
+    yield "scan turns", scan_turns
+    yield "conv of 2 taps", lambda: conv_case("ragged", 17, 2, FP32)
+    yield "conv of 3 taps", lambda: conv_case("lengths of 1", 17, 3, FP32)
+    for heads, head_dim, rotary_dim in ((2, 16, 16), (3, 24, 12), (1, 96, 48)):
+        for dtype in (FP32, BF16):
+            yield (
+                f"rotate {heads}·{head_dim}/{rotary_dim} {dtype}",
+                lambda h=heads, p=head_dim, r=rotary_dim, d=dtype: rotate_case(h, p, r, d),
+            )
+    for (name, (window, paged)), dtype in itertools.product(ATTENTION.items(), (FP32, BF16)):
+        yield (
+            f"attend {name} {dtype}",
+            lambda w=window, g=paged, d=dtype: attend_case(
+                TICKS, w, g, 2 if d == FP32 else 1, 16 if d == FP32 else 24, d
+            ),
+        )
+    yield "attend official head", lambda: attend_case(TICKS[:2], -1, True, 1, 96, BF16)
+    for name in ("pages, all", "pages, window", "ring of 6", "ring of 64", "ring of 101"):
+        yield f"attend cuts {name}", lambda s=ATTENTION[name]: attend_cuts(*s)
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    failed = 0
+    for name, case in cases():
+        if wanted and not all(word in name for word in wanted):
+            continue
+        started = time.perf_counter()
+        try:
+            case()
+        except Exception:  # noqa: BLE001 a case that fails in any way is told, and the others run
+            failed += 1
+            print(f"FAILED {name}\n{traceback.format_exc()}")
+        else:
+            print(f"passed {name} {time.perf_counter() - started:.2f} s")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

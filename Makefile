@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 NATIVE := hnet_runtime/ops/native
 COMPILED := $(VENV)/.native
 
-.PHONY: serve test install test-all clients native sanitize wheel lint format bench loadtest ecosystem clean
+.PHONY: serve test install test-all clients cluster image native sanitize wheel lint format bench loadtest ecosystem clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,8 @@ help:
 	@echo "make install  only install; leaves $(BIN)/hnet"
 	@echo "make test-all every test, the slow ones too"
 	@echo "make clients  others' clients against the server: npm's openai, LangChain, LiteLLM, installed below build/"
+	@echo "make cluster  two replicas on a Ray cluster on this machine: installs the extra ray (0.5 GB)"
+	@echo "make image    builds the cpu image with Docker and checks it"
 	@echo "make native   compile the native kernels that are out of date (CXX is honoured)"
 	@echo "make sanitize the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel    a wheel for this platform, in dist/"
@@ -40,13 +42,21 @@ serve: install
 	$(BIN)/hnet serve
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not clients"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not clients and not cluster"
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 clients: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m clients tests/clients
+
+cluster: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/cluster
+
+image:
+	docker build --target cpu --tag hnet-serve:cpu .
+	$(PYTHON) deploy/check_image.py hnet-serve:cpu
 
 native: $(INSTALLED)
 	$(BIN)/python -m hnet_runtime.ops.native.build
@@ -81,3 +91,5 @@ clean:
 ecosystem: install
 	$(BIN)/hnet bench peers --report docs/ecosystem.md
 	$(BIN)/hnet bench clients --report docs/ecosystem.md
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/hnet bench cluster --report docs/ecosystem.md

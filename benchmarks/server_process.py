@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -62,8 +62,9 @@ class ServerProcess:
         """The server's process, then those it started and those that they did (Linux)."""
         found = [self._process.pid]
         for pid in found:
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                found += map(int, (thread / "children").read_text(encoding="ascii").split())
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ends while we look
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    found += map(int, (thread / "children").read_text(encoding="ascii").split())
         return found
 
     def private_bytes(self) -> int:

@@ -23,10 +23,11 @@ log = logging.getLogger("hnet.server")
 
 
 class RequestIds:
-    """Gives `scope["state"]["request_id"]` to everything below and `x-request-id` to every response."""
+    """Gives `scope["state"]["request_id"]` to everything below and `x-request-id` to every response, unless a proxy in
+    front does."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, in_responses: bool = True) -> None:
+        self._app, self._in_responses = app, in_responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,6 +42,7 @@ class RequestIds:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            if message["type"] == "http.response.start" and self._in_responses:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 

@@ -18,6 +18,7 @@ BENCHMARKS = (
     "prefix",
     "peers",
     "clients",
+    "cluster",
     "precision",
     "serve",
     "start",

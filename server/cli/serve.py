@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -115,8 +116,44 @@ def serve(**options: Any) -> int:
         settings = ServerSettings(**options)
     except ValueError as error:
         raise _usage_error(error) from error
-    _log_to_stderr(settings.log_level)
-    return run_server(settings, EngineLaunch(factory=ENGINE_FACTORY, arguments=engine_arguments(settings)))
+    log_to_stderr(settings.log_level)
+    return run_server(settings, launch_of(settings))
+
+
+def settings_of(options: Mapping[str, Any]) -> ServerSettings:
+    """Settings as this command's options make them, by their names (`max_num_seqs`), with values as one would type
+    them, lists for those that may be given again; the environment's variables count too. Raises ClickException."""
+    known = {parameter.name: parameter for parameter in serve.params}
+    arguments: list[str] = []
+    for name, value in options.items():
+        parameter = known.get(name)
+        if parameter is None:
+            raise click.UsageError(f"There is no setting {name}.")
+        if isinstance(parameter, click.Argument):
+            arguments.append(str(value))
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            arguments += [parameter.opts[0]] * _truth(name, value)
+        else:
+            for each in value if isinstance(value, list | tuple) else [value]:
+                arguments.append(f"{parameter.opts[0]}={each}")
+    with serve.make_context("serve", arguments) as context:
+        try:
+            return ServerSettings(**context.params)
+        except ValueError as error:
+            raise _usage_error(error) from error
+
+
+def launch_of(settings: ServerSettings) -> EngineLaunch:
+    """How to make the engine that these settings ask for."""
+    return EngineLaunch(factory=ENGINE_FACTORY, arguments=engine_arguments(settings))
+
+
+def _truth(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise click.UsageError(f"{name} must be true or false, not {value!r}.")
 
 
 def _usage_error(error: ValueError) -> click.UsageError:
@@ -154,7 +191,8 @@ def _welcome(url: str, service: Service) -> str:
     )
 
 
-def _log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str) -> None:
+    """Logs of this process go to its standard error, in lines that say when and who."""
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True
     )

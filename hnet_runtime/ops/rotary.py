@@ -8,13 +8,18 @@ from torch import Tensor
 ROTARY_BASE = 10000.0
 
 
+def inverse_frequencies(rotary_dim: int, device: torch.device) -> Tensor:
+    """base^(−2i/rotary_dim), the angle that pair i turns by at each position: [rotary_dim / 2] fp32."""
+    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
+    return 1.0 / torch.pow(ROTARY_BASE, exponent)
+
+
 def rotary_table(positions: Tensor, rotary_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin of position · base^(−2i/rotary_dim), angles in fp32.
 
     positions: [T] int64 → two [T, 1, rotary_dim / 2] fp32.
     """
-    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
-    angle = positions.float().unsqueeze(-1) * (1.0 / torch.pow(ROTARY_BASE, exponent))
+    angle = positions.float().unsqueeze(-1) * inverse_frequencies(rotary_dim, positions.device)
     return torch.cos(angle).unsqueeze(1), torch.sin(angle).unsqueeze(1)
 
 

@@ -9,7 +9,7 @@ from hnet_runtime.ops.linear import linear
 from hnet_runtime.ops.spans import Spans
 
 BOUNDARY_THRESHOLD = 0.5  # strictly above it; 0.5 itself, real in bf16, is no boundary
-_NORM_FLOOR = 1e-12  # what the released code's normalize() divides by at least
+NORM_FLOOR = 1e-12  # what the released code's normalize() divides by at least
 
 
 def boundary_probability(h: Tensor, memory: Tensor, spans: Spans, q_weight: Tensor, k_weight: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _probability(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.sqrt((x * x).sum(-1)).clamp(min=_NORM_FLOOR)
+    return torch.sqrt((x * x).sum(-1)).clamp(min=NORM_FLOOR)
 
 
 def router_step(h: Tensor, memory: Tensor, rows: Tensor, first: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:

@@ -1,22 +1,20 @@
 """Functions of numbers that kernels share, in fp32, without a device library."""
 
-# mypy: disable-error-code="untyped-decorator"
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def silu(x: Any) -> Any:
+def silu(x):
     """x · σ(x)."""
     return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def softplus(x: Any) -> Any:
+def softplus(x):
     """log(1 + eˣ), with a small relative error where it is small, too.
 
     max(x, 0) + log1p(e) with e = exp(−|x|) in (0, 1], and log1p(e) = 2 artanh(s), s = e / (2 + e) ≤ ⅓: the series to
@@ -37,7 +35,7 @@ def softplus(x: Any) -> Any:
 
 
 @triton.jit
-def rounded_to_bf16(x: Any) -> Any:
+def rounded_to_bf16(x):
     """fp32 rounded to the nearest bf16, ties to even, as fp32; what is not a number stays so."""
     bits = x.to(tl.uint32, bitcast=True)
     odd = (bits >> 16) & 1

@@ -64,7 +64,7 @@ def launch(
         kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
 
 
-def operation(*, fake: Callable[P, R], mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def operation(*, fake: Callable[..., R], mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declares an op to torch as `hnet::<its name>`, so that fake tensors, dispatch modes and capture see one op.
 
     fake: gives outputs of the right shapes from the same arguments; mutates: the arguments that are updated in place.

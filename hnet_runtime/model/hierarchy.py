@@ -66,7 +66,7 @@ class Forward:
         return places
 
 
-class _Stage:
+class StageWeights:
     """The weights of one stage."""
 
     def __init__(self, config: StageConfig, weights: Mapping[str, Tensor]) -> None:
@@ -107,7 +107,7 @@ class _Stage:
 class _Descent:
     """What the way down leaves for the way up: the encoder's output, and which chunk each position is in."""
 
-    stage: _Stage
+    stage: StageWeights
     arenas: StageState
     context: StageContext
     encoded: Tensor  # [T, D]
@@ -127,7 +127,7 @@ class HNet:
         self.embeddings = weights["embeddings.weight"]
         self.head = self.embeddings if config.tie_embeddings else weights["lm_head.weight"]
         self.dtype, self.device = self.embeddings.dtype, self.embeddings.device
-        self._stages = [_Stage(stage, weights) for stage in config.stages]
+        self._stages = [StageWeights(stage, weights) for stage in config.stages]
 
     def new_state(self, *, num_rows: int, kv_positions: int, max_positions: int) -> ModelState:
         return ModelState(

@@ -58,6 +58,7 @@ class EmulatedGraphs:
     """Captures steps as the engine's graphs are captured, and replays them."""
 
     mode = "emulated"
+    num_bytes = 0
 
     def __init__(self, *, spoils: bool = False) -> None:
         self._spoils = spoils  # before each replay

@@ -22,13 +22,17 @@ from tests.gpu.emulator import EmulatedGraphs
 class Subject(Protocol):
     """A step and its memory, made anew and always alike for each proof.
 
-    state: named [rows, …] memory that outlives a step and has row 0 for padding; scratch: other static memory it writes
-    (inputs, outputs); outputs: of the last turn, [rows of the turn, …] each.
+    state: named memory that outlives a step, most of it [num_rows, …] with row 0 for padding; scratch: other static
+    memory it writes (inputs, outputs).
     """
 
     constants: Sequence[Tensor]
     state: Mapping[str, Tensor]
     scratch: Sequence[Tensor]
+    num_rows: int
+
+    def rows_of(self, turn: int) -> Sequence[int]:
+        """The rows that step in a turn."""
 
     def fill(self, turn: int, bucket: int) -> None:
         """Writes the inputs of a turn, as the host does before a replay."""
@@ -97,14 +101,17 @@ def prove_replay(make: Make, bucket: int, turns: int) -> None:
 
 
 def prove_padding(make: Make, small: int, large: int, turns: int) -> None:
-    """Raises unless rows fare the same with more rows of padding behind them."""
+    """Raises unless rows fare the same with more rows of padding behind them, and those that do not step not at all."""
     one, other = make("cpu"), make("cpu")
     for turn in range(turns):
+        idle = [row for row in range(1, one.num_rows) if row not in one.rows_of(turn)]
+        before = {name: tensor[idle].clone() for name, tensor in one.state.items() if len(tensor) == one.num_rows}
         for subject, bucket in ((one, small), (other, large)):
             subject.fill(turn, bucket)
             with torch.no_grad():
                 subject.run(bucket)
         _compare(turn, one.read(turn), other.read(turn), "with padding, its outputs are others")
+        _compare(turn, before, {name: one.state[name][idle] for name in before}, "a row that does not step is written")
         real = {name: tensor[1:] for name, tensor in one.state.items()}
         _compare(turn, real, {name: tensor[1:] for name, tensor in other.state.items()}, "padding reaches real rows")
 

@@ -16,6 +16,8 @@ class ToyStep:
     """Rows gather their memory, mix it with an input and their position, and write it back; a row whose value is large
     counts a chunk."""
 
+    num_rows = ROWS
+
     def __init__(self, device: str) -> None:
         generator = torch.Generator().manual_seed(1)
 
@@ -40,8 +42,11 @@ class ToyStep:
         }
         self.scratch = [self.rows, self.data, self.out]
 
+    def rows_of(self, turn: int) -> tuple[int, ...]:
+        return TURN_ROWS[turn % len(TURN_ROWS)]
+
     def fill(self, turn: int, bucket: int) -> None:
-        rows = TURN_ROWS[turn % len(TURN_ROWS)]
+        rows = self.rows_of(turn)
         padded = [*rows, *[0] * (bucket - len(rows))]
         self.rows[:bucket] = torch.tensor(padded)
         self.data[:bucket] = torch.tensor([(37 * turn + row) % 256 if row else 0 for row in padded])
@@ -59,7 +64,7 @@ class ToyStep:
         self.give(bucket, x)
 
     def read(self, turn: int) -> Mapping[str, Tensor]:
-        return {"out": self.out[: len(TURN_ROWS[turn % len(TURN_ROWS)])].clone()}
+        return {"out": self.out[: len(self.rows_of(turn))].clone()}
 
     # What the defects change:
 

@@ -1,0 +1,224 @@
+"""One position of each of some rows, as a function of memory that stays where it is: what a CUDA graph can hold.
+
+Knows weights, arenas and buffers; no host array, no number of rows that is not a shape, and nothing of graphs. No shape
+depends on data, nothing is read by the host, and what a step gives lies in its buffers afterwards. Padding is row 0, a
+real row that runs like any other and never advances; a row that leaves a stage's batch is followed by padding.
+
+In the order of its sums it is `hierarchy.HNet.step`, number for number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnet_runtime.config import Mamba2Config
+from hnet_runtime.model.blocks import AttentionMixer, Block, IsotropicStack, Mamba2Mixer, Mlp
+from hnet_runtime.model.hierarchy import StageWeights
+from hnet_runtime.model.step_buffers import StepBuffers
+from hnet_runtime.model.step_ops import StepOps
+from hnet_runtime.ops.attention import key_slots
+from hnet_runtime.ops.linear import linear
+from hnet_runtime.ops.router import BOUNDARY_THRESHOLD
+from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState
+from hnet_runtime.state.rows import RingSlots
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where rows are at one stage. rows, positions: [B]; slots: [B] where attention keeps this position's keys."""
+
+    rows: Tensor
+    positions: Tensor
+    slots: Tensor | None
+    table: Tensor | None
+    capacity: int | None
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """What the way down through a stage leaves for the way up. encoded: [B, D]; p, opened: [B]; chunk: [B] where each
+    row's chunk stands in the next stage's batch, None where nobody here opened one."""
+
+    stage: int
+    place: _Place
+    encoded: Tensor
+    p: Tensor | None = None
+    opened: Tensor | None = None
+    chunk: Tensor | None = None
+
+
+class StaticStep:
+    """A model's step over one state and its buffers."""
+
+    def __init__(
+        self,
+        stages: Sequence[StageWeights],
+        embeddings: Tensor,
+        head: Tensor,
+        state: ModelState,
+        buffers: StepBuffers,
+        ops: StepOps,
+    ) -> None:
+        self._stages, self._embeddings, self._head = stages, embeddings, head
+        self._arenas, self._max_positions = state.stages, state.max_positions
+        self._buffers, self._ops = buffers, ops
+
+    def run(self, bucket: int, stage: int, parks: bool) -> None:
+        """Steps `buffers.rows[:bucket]` at `stage`: with `buffers.data` where that is 0, else what they wait with.
+
+        Writes p of every routed stage it reaches to `buffers.report`, in the order of that stage's batch, and logits of
+        the rows whose byte came to its end, in order, to `buffers.logits`.
+        """
+        rows = self._buffers.rows[:bucket]
+        h = self._input(stage, rows, bucket)
+        descents: list[_Descent] = []
+        here, ended = rows, rows
+        for index in range(stage, len(self._stages)):
+            weights, arenas = self._stages[index], self._arenas[index]
+            place = self._enter(index, here)
+            h = weights.widen(h)
+            if weights.config.is_main:
+                h = self._stack(weights.main, h, arenas.stacks["main"], place)
+                self._advance(index, place)
+                break
+            encoded = self._stack(weights.encoder, h, arenas.stacks["encoder"], place)
+            assert arenas.router is not None
+            first = place.positions == 0
+            p = self._ops.router_step(encoded, arenas.router, here, first, weights.q_proj, weights.k_proj)
+            self._advance(index, place)
+            self._buffers.verdicts(index, bucket).copy_(p)
+            opened = (p > BOUNDARY_THRESHOLD) & (here > 0)
+            if parks:
+                self._park(index, opened, here, encoded, p)
+                places, ended, _, _ = self._ops.compact(~opened & (here > 0), here)
+                descents.append(_Descent(index, self._at_last(index, ended), encoded.index_select(0, places)))
+                break
+            places, inner, chunk, _ = self._ops.compact(opened, here)
+            descents.append(_Descent(index, place, encoded, p, opened, chunk))
+            h, here = encoded.index_select(0, places), inner
+        outermost = [self._surface(index, ended) for index in range(stage)]
+        for descent in reversed([*outermost, *descents]):
+            h = self._ascend(descent, h)
+        self._buffers.logits[:bucket].copy_(linear(h, self._head))
+
+    def _input(self, stage: int, rows: Tensor, bucket: int) -> Tensor:
+        if not stage:
+            return self._embeddings.index_select(0, self._buffers.data[:bucket])
+        parked = self._arenas[stage - 1].parked
+        assert parked is not None
+        return parked.index_select(0, rows)
+
+    # ── where rows are ────────────────────────────────────────────────────────────────────────────
+
+    def _enter(self, index: int, rows: Tensor) -> _Place:
+        """The rows' next position at a stage."""
+        return self._place(index, rows, self._buffers.positions[index].index_select(0, rows))
+
+    def _at_last(self, index: int, rows: Tensor) -> _Place:
+        """The position at a stage that the rows ran last; padding stays at 0."""
+        last = self._buffers.positions[index].index_select(0, rows) - 1
+        return self._place(index, rows, last.clamp(min=0))
+
+    def _place(self, index: int, rows: Tensor, positions: Tensor) -> _Place:
+        kept = self._arenas[index].slots
+        if kept is None:
+            return _Place(rows, positions, None, None, None)
+        table, capacity = self._buffers.tables[index], kept.capacity if isinstance(kept, RingSlots) else None
+        slots = key_slots(rows, positions.unsqueeze(-1), table, capacity).squeeze(-1)
+        return _Place(rows, positions, slots, table, capacity)
+
+    def _advance(self, index: int, place: _Place) -> None:
+        """Counts a position of each row, but never of padding."""
+        self._buffers.positions[index].index_copy_(0, place.rows, place.positions + (place.rows > 0))
+
+    # ── down and up ───────────────────────────────────────────────────────────────────────────────
+
+    def _park(self, index: int, opened: Tensor, rows: Tensor, encoded: Tensor, p: Tensor) -> None:
+        """Keeps what the rows that opened a chunk wait with; past them padding's memory takes what is written."""
+        arenas = self._arenas[index]
+        assert arenas.parked is not None
+        assert arenas.parked_p is not None
+        places, inner, _, _ = self._ops.compact(opened, rows)
+        arenas.parked.index_copy_(0, inner, encoded.index_select(0, places))
+        arenas.parked_p.index_copy_(0, inner, p.index_select(0, places))
+
+    def _surface(self, index: int, rows: Tensor) -> _Descent:
+        """A stage above the one a step began at, as its rows left it when they parked: each with a chunk open."""
+        arenas = self._arenas[index]
+        assert arenas.parked is not None
+        assert arenas.parked_p is not None
+        encoded, p = arenas.parked.index_select(0, rows), arenas.parked_p.index_select(0, rows)
+        chunk = torch.arange(rows.shape[0], device=rows.device)
+        return _Descent(index, self._at_last(index, rows), encoded, p, rows > 0, chunk)
+
+    def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
+        """Chunk outputs z [B, ≥ D] back to the rows that opened them, and through the decoder: [B, d_outer]."""
+        weights, arenas = self._stages[descent.stage], self._arenas[descent.stage]
+        assert arenas.ema is not None
+        rows = descent.place.rows
+        if descent.chunk is None or descent.p is None or descent.opened is None:
+            z_bar = arenas.ema.index_select(0, rows)
+        else:
+            z_bar = self._ops.ema_step(z, descent.chunk, descent.p, descent.opened, arenas.ema, rows)
+        residual = linear(descent.encoded.float(), weights.residual_weight, weights.residual_bias)
+        h = (z_bar + residual).to(descent.encoded.dtype)
+        h = self._stack(weights.decoder, h, arenas.stacks["decoder"], descent.place)
+        return h[:, : weights.config.d_outer]
+
+    # ── layers ────────────────────────────────────────────────────────────────────────────────────
+
+    def _stack(self, stack: IsotropicStack, h: Tensor, states: Sequence[LayerState], place: _Place) -> Tensor:
+        """h: [B, D] → [B, D], both in the model's dtype; the residual stream between is fp32."""
+        residual = torch.zeros_like(h, dtype=torch.float32)
+        for block, state in zip(stack.blocks, states, strict=True):
+            h = self._block(block, h, residual, state, place)
+        return self._ops.add_rms_norm(h, residual, stack.norm)
+
+    def _block(self, block: Block, h: Tensor, residual: Tensor, state: LayerState, place: _Place) -> Tensor:
+        x = self._ops.add_rms_norm(h, residual, block.norm1)
+        if isinstance(block.mixer, Mamba2Mixer):
+            assert isinstance(state, Mamba2State)
+            h = self._mamba2(block.mixer, x, state, place)
+        else:
+            assert isinstance(state, AttentionState)
+            h = self._attention(block.mixer, x, state, place)
+        if block.mlp is not None and block.norm2 is not None:
+            h = self._mlp(block.mlp, self._ops.add_rms_norm(h, residual, block.norm2))
+        return h
+
+    def _mamba2(self, mixer: Mamba2Mixer, x: Tensor, state: Mamba2State, place: _Place) -> Tensor:
+        ops, config = self._ops, mixer.config
+        z, xbc, dt = _split(linear(x, mixer.in_proj), config)
+        xbc = ops.conv_step(xbc, state.conv, place.rows, mixer.conv_weight, mixer.conv_bias)
+        y = ops.ssm_step(xbc, dt, mixer.a, mixer.dt_bias, mixer.d, state.ssm, place.rows)
+        return linear(ops.gated_norm_step(y, z, mixer.norm), mixer.out_proj)
+
+    def _attention(self, mixer: AttentionMixer, x: Tensor, state: AttentionState, place: _Place) -> Tensor:
+        ops, config = self._ops, mixer.config
+        assert place.slots is not None
+        qkv = linear(x, mixer.qkv_proj).view(-1, 3, config.num_heads, config.head_dim)
+        q = ops.rotate_and_keep(qkv, place.positions, place.slots, state.k, state.v, config.rotary_dim)
+        out = ops.decode_attention(
+            q,
+            state.k,
+            state.v,
+            place.rows,
+            place.positions,
+            place.table,
+            config.window,
+            place.capacity,
+            self._max_positions,
+        )
+        return linear(out.flatten(1), mixer.out_proj)
+
+    def _mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
+        return linear(self._ops.swiglu(linear(x, mlp.fc1)), mlp.fc2)
+
+
+def _split(projected: Tensor, config: Mamba2Config) -> tuple[Tensor, ...]:
+    """[B, …] → z, xbc, dt: views of it, which the operations read by their strides."""
+    return torch.split(projected, [config.d_inner, config.conv_channels, config.num_heads], dim=-1)

@@ -1,0 +1,127 @@
+"""The memory by which the host speaks to a static step and hears of it: its place never changes.
+
+Knows shapes, and which of the host's numbers the device has; not what a step does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hnet_runtime.config import VOCAB_SIZE
+from hnet_runtime.state.arenas import ModelState
+from hnet_runtime.state.rows import PagePool
+
+Ints = NDArray[np.int64]
+
+
+class StepBuffers:
+    """For steps of up to `most` rows over one state.
+
+    rows, data: [most] int64, a step's rows and their bytes, padded by row 0; positions: of each stage, [rows] int64,
+    which steps advance; tables: of each stage that keeps pages, [rows, pages] int64; logits: [most, V] fp32.
+
+    The host's positions and tables (`StageState`) are the truth. What the device has is remembered here, and where the
+    two differ (a row that joined, was read, moved or was given a page) `bring` copies the rows that are about to step.
+    """
+
+    def __init__(self, state: ModelState, most: int) -> None:
+        device = state.device
+        self.most, self.device = most, device
+        self._stages = state.stages
+        num_routed = len(state.stages) - 1
+        self._given, self._to_give = (
+            torch.zeros(2, most, dtype=torch.int64, device=device),
+            _pinned((2, most), np.int64),
+        )
+        self.rows, self.data = self._given.unbind(0)
+        self.positions = [torch.zeros(state.num_rows, dtype=torch.int64, device=device) for _ in state.stages]
+        self.tables: list[Tensor | None] = [
+            torch.zeros(stage.slots.table.shape, dtype=torch.int64, device=device)
+            if isinstance(stage.slots, PagePool)
+            else None
+            for stage in state.stages
+        ]
+        self.logits = torch.zeros(most, VOCAB_SIZE, device=device)
+        self._num_reports = num_routed + 1
+        self._report = torch.zeros(self._num_reports * most, device=device)
+        self._heard = _pinned((self._num_reports * most,), np.float32)
+        has_cuda = device.type == "cuda" and torch.cuda.is_available()
+        self._arrived = torch.cuda.Event() if has_cuda else None  # type: ignore[no-untyped-call]
+        self._known_positions = [np.zeros(state.num_rows, dtype=np.int64) for _ in state.stages]
+        self._known_tables = [
+            np.zeros_like(stage.slots.table) if isinstance(stage.slots, PagePool) else None for stage in state.stages
+        ]
+
+    # ── what a step reads and writes ──────────────────────────────────────────────────────────────
+
+    def verdicts(self, stage: int, bucket: int) -> Tensor:
+        """[bucket] where p of a routed stage goes."""
+        return self._report_rows(self._report, bucket)[stage]
+
+    def _report_rows(self, report: Tensor, bucket: int) -> Tensor:
+        return report[: self._num_reports * bucket].view(self._num_reports, bucket)
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step may write besides the state, and that must outlive it."""
+        return [self._given, *self.positions, *self._page_tables(), self.logits, self._report]
+
+    def _page_tables(self) -> Iterator[Tensor]:
+        return (table for table in self.tables if table is not None)
+
+    # ── the host's side ───────────────────────────────────────────────────────────────────────────
+
+    def bring(self, rows: Ints, data: bytes, bucket: int) -> None:
+        """Gives the device a step's rows, their bytes if it has any, and what it does not know about them."""
+        given = self._to_give.numpy()
+        given[0, : len(rows)] = rows
+        given[0, len(rows) : bucket] = 0
+        if data:
+            given[1, : len(rows)] = np.frombuffer(data, dtype=np.uint8)
+            given[1, len(rows) : bucket] = 0
+        self._given.copy_(self._to_give, non_blocking=True)
+        for index, stage in enumerate(self._stages):
+            known = self._known_positions[index]
+            stale = rows[known[rows] != stage.positions[rows]]
+            if len(stale):
+                _scatter(self.positions[index], stale, stage.positions[stale])
+                known[stale] = stage.positions[stale]
+            table, pages = self.tables[index], self._known_tables[index]
+            if table is not None and pages is not None and isinstance(stage.slots, PagePool):
+                stale = rows[(pages[rows] != stage.slots.table[rows]).any(1)]
+                if len(stale):
+                    _scatter(table, stale, stage.slots.table[stale])
+                    pages[stale] = stage.slots.table[stale]
+
+    def advanced(self, stage: int, rows: Ints) -> None:
+        """A step has counted a position of these rows, on the device and by this on the host."""
+        self._stages[stage].positions[rows] += 1
+        self._known_positions[stage][rows] += 1
+
+    def ask(self, bucket: int) -> None:
+        """Begins the one copy of what a step has to say."""
+        size = self._num_reports * bucket
+        self._heard[:size].copy_(self._report[:size], non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def hear(self, bucket: int) -> NDArray[np.float32]:
+        """Waits for it: [routed stages + 1, bucket], p of each stage; in the order of its batch."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        heard: NDArray[np.float32] = self._report_rows(self._heard, bucket).numpy().copy()
+        return heard
+
+
+def _pinned(shape: Sequence[int], dtype: type[np.generic]) -> Tensor:
+    """Host memory that a device copies from and to by itself, where there is one."""
+    memory = torch.from_numpy(np.zeros(shape, dtype=dtype))
+    return memory.pin_memory() if torch.cuda.is_available() else memory
+
+
+def _scatter(target: Tensor, rows: Ints, values: Ints) -> None:
+    target.index_copy_(0, torch.from_numpy(rows).to(target.device), torch.from_numpy(values).to(target.device))

@@ -1,0 +1,64 @@
+"""The operations of a static step, under one set of names: in plain torch, or as Triton kernels.
+
+Knows their signatures; what each computes its twin in `hnet_runtime.ops` says. Matrix products belong to neither: they
+are torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from torch import Tensor
+
+_HOMES = {
+    "add_rms_norm": "norm",
+    "gated_norm_step": "norm",
+    "conv_step": "conv",
+    "ssm_step": "ssm",
+    "rotate_and_keep": "attention",
+    "decode_attention": "attention",
+    "swiglu": "swiglu",
+    "router_step": "router",
+    "ema_step": "ema",
+    "compact": "compaction",
+    "sample_step": "sampling",
+}
+"""The module of each operation, in both packages."""
+
+
+@dataclass(frozen=True)
+class StepOps:
+    """Every function takes and gives tensors whose shapes depend on shapes alone, reads nothing on the host, and
+    updates state in place."""
+
+    name: str
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated_norm_step: Callable[[Tensor, Tensor, Tensor], Tensor]
+    conv_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    ssm_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    rotate_and_keep: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+    decode_attention: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int, int | None, int],
+        Tensor,
+    ]
+    swiglu: Callable[[Tensor], Tensor]
+    router_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    ema_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    compact: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+    sample_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+    @classmethod
+    def torch(cls) -> StepOps:
+        """The plain forms, for any device."""
+        return cls._of("torch", "hnet_runtime.ops")
+
+    @classmethod
+    def triton(cls) -> StepOps:
+        """The kernels, for CUDA. Raises ImportError where there is no Triton."""
+        return cls._of("triton", "hnet_runtime.ops.triton")
+
+    @classmethod
+    def _of(cls, name: str, package: str) -> StepOps:
+        return cls(name, **{each: getattr(import_module(f"{package}.{home}"), each) for each, home in _HOMES.items()})

@@ -92,6 +92,10 @@ class Backlog:
         return num_bytes / self._reading.value if self._reading.value else 0.0
 
 
+REASONS = ("slow_down", "server_is_overloaded", "loading", "engine_down", "shutting_down")
+"""The codes with which a request is turned away."""
+
+
 class Admission:
     """Lets a request in or raises the ApiError that turns it away, and counts those by its code."""
 

@@ -15,7 +15,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from server.admission import REASONS
 from server.metrics import Histogram, Metrics
+from server.probes import unready
 from server.service import Service
 
 # Ours under vLLM's names, for dashboards, autoscalers and gateways that look for those: its token is our byte.
@@ -80,6 +82,9 @@ class _ServerCollector(Collector):
     def _gauges(self) -> Iterator[Metric]:
         client, info = self._service.client, self._service.client.info
         stats = client.stats
+        yield _gauge(
+            "ready", "1 where /ready says so, 0 while the server loads, fails or drains.", not unready(self._service)
+        )
         yield _gauge("num_requests_running", "Requests that hold a row.", stats.running)
         yield _gauge("num_requests_waiting", "Requests that wait for a row.", stats.waiting)
         unread = "Bytes of prompts that wait to be read or are being read."
@@ -146,7 +151,9 @@ class _ServerCollector(Collector):
         yield _counter("request_finished", text, finished, ("reason",))
         text = "Times an engine that had died or was silent for too long was started again."
         yield _counter("engine_restarts", text, [((), self._service.client.restarts)])
-        rejected = [((reason,), count) for reason, count in self._service.admission.rejections.items()]
+        # Each from 0 on: a rate needs a sample from before the first one.
+        rejections = {**dict.fromkeys(REASONS, 0), **self._service.admission.rejections}
+        rejected = [((reason,), count) for reason, count in rejections.items()]
         yield _counter("admission_rejections", "HTTP requests turned away at the gate.", rejected, ("reason",))
 
     def _histograms(self) -> Iterator[Metric]:

@@ -27,7 +27,7 @@ class Status(Shape):
 @router.get("/ready", responses={503: {"model": Status, "description": "Not ready; `status` says why."}})
 async def ready(request: Request) -> JSONResponse:
     """Whether the server should be sent requests: the engine is loaded, makes progress and is not draining."""
-    reason = _unready(request.app.state.service)
+    reason = unready(request.app.state.service)
     return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 
 
@@ -37,7 +37,8 @@ async def version() -> dict[str, str]:
     return {"version": hnet_runtime.__version__}
 
 
-def _unready(service: Service) -> str | None:
+def unready(service: Service) -> str | None:
+    """Why the server should not be sent requests; None where it should."""
     client = service.client
     if service.admission.draining:
         return "shutting down"

@@ -70,7 +70,12 @@ SERVICE = Dashboard(
     "H-Net: service",
     {
         "State": (
-            Panel("Servers", "Targets that Prometheus can scrape.", "none", ((f"sum(up{{{CHOSEN}}})", "up"),)),
+            Panel(
+                "Servers",
+                "Targets that Prometheus can scrape, and those of them that are ready for requests.",
+                "none",
+                ((f"sum(up{{{CHOSEN}}})", "up"), (f"sum(hnet_ready{{{CHOSEN}}})", "ready")),
+            ),
             Panel(
                 "Engine's heartbeat",
                 "Seconds since the engine was last heard of. Above 10 the server is not ready.",

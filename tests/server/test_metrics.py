@@ -24,6 +24,7 @@ UNITS = {
     "state_slots_usage_perc": "Share",
     "prefix_cache_bytes": "Bytes",
     "engine_heartbeat_age_seconds": "Seconds",
+    "ready": "1 where /ready says so",
     "model_info": "The model served; always 1.",
     "prompt_bytes": "Bytes",
     "generation_bytes": "Bytes",

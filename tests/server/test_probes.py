@@ -5,7 +5,7 @@ from typing import Any
 
 from server.app import build_service
 from server.engine_client import EngineClient
-from server.probes import MAX_HEARTBEAT_AGE, _unready
+from server.probes import MAX_HEARTBEAT_AGE, unready
 from server.service import Service
 from server.settings import ServerSettings
 
@@ -31,22 +31,22 @@ def ready_service() -> tuple[Service, EngineClient]:
 
 def test_an_engine_that_was_heard_of_lately_is_ready() -> None:
     service, _ = ready_service()
-    assert _unready(service) is None
+    assert unready(service) is None
 
 
 def test_an_engine_that_is_silent_is_not() -> None:
     service, client = ready_service()
     client._heard = time.monotonic() - MAX_HEARTBEAT_AGE - 1
-    assert str(_unready(service)).startswith("engine has been silent for")
+    assert str(unready(service)).startswith("engine has been silent for")
 
 
 def test_each_reason_is_told() -> None:
     service, client = ready_service()
     client.state = "loading"
-    assert _unready(service) == "loading"
+    assert unready(service) == "loading"
     client.state, client.failure = "failed", "out of memory"
-    assert _unready(service) == "engine failed: out of memory"
+    assert unready(service) == "engine failed: out of memory"
     client.state = "restarting"
-    assert _unready(service) == "engine failed: out of memory; it is being started again"
+    assert unready(service) == "engine failed: out of memory; it is being started again"
     service.admission.draining = True
-    assert _unready(service) == "shutting down"
+    assert unready(service) == "shutting down"

@@ -149,7 +149,8 @@ def test_a_client_that_leaves_ends_its_request(cluster: Callable[..., Cluster], 
     with running.client() as client:
         if is_stream:
             with stream_of(client, max_tokens=300) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: the response is closed with it
+                next(lines)
                 wait_for(lambda: live(running) == 1)
         else:
             with pytest.raises(httpx.ReadTimeout):

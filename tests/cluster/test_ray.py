@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from answers import wait_for
 
 from benchmarks.cluster import client_of, hit_rate, lose_one, prompt, stream
 from benchmarks.ray_cluster import ray_server, replica_pids
@@ -67,13 +68,14 @@ def test_a_client_that_leaves_frees_its_row(http: httpx.Client) -> None:
     fields = {"prompt": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}
 
     def live() -> float:
-        lines = http.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("hnet_num_requests_running{"))
+        found = http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in found if line.startswith("hnet_num_requests_running{"))
 
     with http.stream("POST", "/v1/completions", json=fields) as response:
-        next(response.iter_lines())
-        _wait(lambda: live() == 1)
-    _wait(lambda: live() == 0)
+        lines = response.iter_lines()  # kept: the response is closed with it
+        next(lines)
+        wait_for(lambda: live() == 1)
+    wait_for(lambda: live() == 0)
 
 
 def test_conversations_find_the_replica_that_knows_them(ray_cluster: ServerProcess) -> None:
@@ -124,11 +126,4 @@ def test_replicas_follow_the_load(tmp_path: Path) -> None:
         server.wait(180)
         assert len(replica_pids(server)) == 1
         assert asyncio.run(grow()) == 2
-        _wait(lambda: len(replica_pids(server)) == 1, 90)
-
-
-def _wait(condition: object, seconds: float = 20) -> None:
-    from answers import wait_for
-
-    assert callable(condition)
-    wait_for(condition, seconds)
+        wait_for(lambda: len(replica_pids(server)) == 1, 90)

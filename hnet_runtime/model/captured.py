@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hnet_runtime.config import ModelConfig
 from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.results import StageWork, StepResult, Verdicts
 from hnet_runtime.model.static_step import StaticStep
 from hnet_runtime.model.step_buffers import StepBuffers
@@ -61,8 +62,9 @@ class CapturedHNet(HNet):
         weights: Mapping[str, Tensor],
         make_replays: Callable[[], Replays],
         ops: StepOps | None = None,
+        override: RouterOverride | None = None,
     ) -> None:
-        super().__init__(config, weights)
+        super().__init__(config, weights, override)
         self._make_replays = make_replays
         self.ops = ops or StepOps.torch()
         self._sessions: weakref.WeakKeyDictionary[ModelState, _Session] = weakref.WeakKeyDictionary()
@@ -84,7 +86,7 @@ class CapturedHNet(HNet):
 
     def static_step(self, state: ModelState, buffers: StepBuffers) -> StaticStep:
         """The step as a function of memory, over a state and buffers."""
-        return StaticStep(self._stages, self.embeddings, self.head, state, buffers, self.ops)
+        return StaticStep(self._stages, self.embeddings, self.head, state, buffers, self.ops, self._override)
 
     def constants(self) -> list[Tensor]:
         """All weights that a step reads."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 P_BOUNDARY, P_NONE = 0.75, 0.25
 _GOLDEN, _MIX1, _MIX2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -40,3 +42,25 @@ class RouterOverride:
         uniform = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
         opens = (uniform < self.rate(stage)) | (positions == 0)
         return np.where(opens, P_BOUNDARY, P_NONE).astype(np.float32)
+
+    def static_p(self, stage: int, rows: Tensor, positions: Tensor) -> Tensor:
+        """The same on the rows' device, for a static step: [B], [B] int64 → [B] fp32."""
+        z = (rows << 32) + positions + _signed(self.seed + (stage << 56))
+        z = z * _signed(int(_GOLDEN)) + _signed(int(_GOLDEN))
+        z = (z ^ _shifted(z, 30)) * _signed(int(_MIX1))
+        z = (z ^ _shifted(z, 27)) * _signed(int(_MIX2))
+        z = z ^ _shifted(z, 31)
+        uniform = _shifted(z, 11).double() * 2.0**-53
+        opens = (uniform < self.rate(stage)) | (positions == 0)
+        return torch.where(opens, P_BOUNDARY, P_NONE).float()
+
+
+def _signed(number: int) -> int:
+    """The int64 of the same 64 bits; sums and products wrap alike."""
+    number %= 1 << 64
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _shifted(z: Tensor, places: int) -> Tensor:
+    """A shift to the right that fills up with zeros."""
+    return (z >> places) & ((1 << (64 - places)) - 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from hnet_runtime.config import Mamba2Config
 from hnet_runtime.model.blocks import AttentionMixer, Block, IsotropicStack, Mamba2Mixer, Mlp
 from hnet_runtime.model.hierarchy import StageWeights
+from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_buffers import StepBuffers
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.attention import key_slots
@@ -62,10 +63,11 @@ class StaticStep:
         state: ModelState,
         buffers: StepBuffers,
         ops: StepOps,
+        override: RouterOverride | None = None,
     ) -> None:
         self._stages, self._embeddings, self._head = stages, embeddings, head
         self._arenas, self._max_positions = state.stages, state.max_positions
-        self._buffers, self._ops = buffers, ops
+        self._buffers, self._ops, self._override = buffers, ops, override
 
     def run(self, bucket: int, stage: int, parks: bool) -> None:
         """Steps `buffers.rows[:bucket]` at `stage`: with `buffers.data` where that is 0, else what they wait with.
@@ -89,6 +91,8 @@ class StaticStep:
             assert arenas.router is not None
             first = place.positions == 0
             p = self._ops.router_step(encoded, arenas.router, here, first, weights.q_proj, weights.k_proj)
+            if self._override is not None:
+                p = self._override.static_p(index, here, place.positions)
             self._advance(index, place)
             self._buffers.verdicts(index, bucket).copy_(p)
             opened = (p > BOUNDARY_THRESHOLD) & (here > 0)

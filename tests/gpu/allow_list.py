@@ -27,7 +27,8 @@ FACTORIES = EMPTY | _names("zeros zeros_like new_zeros ones ones_like full full_
 POINTWISE = _names(
     "add sub rsub mul div neg exp log log1p sqrt rsqrt reciprocal pow cos sin sigmoid silu abs clamp clamp_min "
     "clamp_max maximum minimum where gt ge lt le eq ne logical_and logical_or logical_not bitwise_and bitwise_or "
-    "bitwise_not isfinite remainder floor_divide fill masked_fill copy _to_copy clone zero scalar_tensor"
+    "bitwise_not isfinite remainder floor_divide fill masked_fill copy _to_copy clone zero scalar_tensor "
+    "bitwise_xor __rshift__ __lshift__"
 )
 ACROSS = _names(
     "sum amax amin cumsum argmax any all mean sort searchsorted gather scatter scatter_add index_select index_copy "
@@ -44,7 +45,7 @@ class NotCapturable(AssertionError):
 def name_of(func: Any) -> str:
     """`add_.Tensor` → `add`: in place or not is a matter of what is written, not of whether it can be captured."""
     name: str = func._schema.name.partition("::")[2]
-    return name[:-1] if name.endswith("_") else name
+    return name[:-1] if name.endswith("_") and not name.startswith("__") else name
 
 
 def storage_of(tensor: Tensor) -> int:

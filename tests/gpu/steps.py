@@ -15,6 +15,7 @@ from hnet_runtime.config import ModelConfig, tensor_shapes
 from hnet_runtime.engine.graphs import Captures, Eager, StepGraphs
 from hnet_runtime.engine.runner import Model
 from hnet_runtime.model.captured import CapturedHNet
+from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_buffers import StepBuffers
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState, StageState
@@ -29,9 +30,10 @@ def captured(
     weights: Mapping[str, Tensor],
     captures: Captures | None = None,
     ops: StepOps | None = None,
+    override: RouterOverride | None = None,
     **graphs: int,
 ) -> CapturedHNet:
-    return CapturedHNet(config, weights, lambda: StepGraphs(captures or Eager(), **graphs), ops)
+    return CapturedHNet(config, weights, lambda: StepGraphs(captures or Eager(), **graphs), ops, override)
 
 
 def new_rows(model: Any, count: int = ROWS) -> ModelState:

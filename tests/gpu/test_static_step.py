@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.model.override import RouterOverride
 from tests.gpu.emulator import EmulatedGraphs
 from tests.gpu.steps import captured, step_together
 
@@ -38,3 +39,10 @@ def test_replayed_it_is_the_step(golden_case, name):
 def test_replayed_it_is_the_step_in_every_layout(generated):
     model = captured(generated.config, generated.weights, EmulatedGraphs(), most_graphs=1)
     step_together(model, HNet(generated.config, generated.weights), 4, CHOICES["now and then"], rows=3)
+
+
+def test_boundaries_by_chance_are_the_same_ones(golden_case):
+    case = golden_case("b_2stage")
+    override = RouterOverride((2.5, 1.7), seed=3)
+    model = captured(case.config, case.weights, EmulatedGraphs(), override=override, most_graphs=1)
+    step_together(model, HNet(case.config, case.weights, override), 5, CHOICES["now and then"])

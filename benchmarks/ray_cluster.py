@@ -20,11 +20,13 @@ from benchmarks.server_process import ServerProcess
 
 CORES = 64  # that Ray is told of: how many replicas there are is for the settings to say
 OBJECT_STORE_BYTES = 100_000_000
+LOG = Path("build/ray-cluster.log")
 REPLICA_TITLE = b"ray::ServeReplica:hnet:HnetReplica"
 
 
-def ray_server(port: int, settings: Mapping[str, Any], log: Path | None = None) -> ServerProcess:
-    """Such a cluster in processes of its own."""
+def ray_server(port: int, settings: Mapping[str, Any], log: Path = LOG) -> ServerProcess:
+    """Such a cluster in processes of its own, which say in `log` what Ray and they have to say."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.ray_cluster", str(port), json.dumps(settings)]
     return ServerProcess(command, port, "/ready", {"OMP_NUM_THREADS": "1"}, log)
 

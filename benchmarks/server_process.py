@@ -71,8 +71,9 @@ class ServerProcess:
         """Memory that the server and the processes it started have for themselves (Linux)."""
         found = 0
         for pid in self.pids():
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-            found += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ends while we look
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+                found += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
         return found
 
     def wait(self, seconds: float = 600.0) -> float:

@@ -29,6 +29,8 @@ from loadtests.report import Run, write
 from loadtests.scenario import Scenario
 from loadtests.summary import Figures, figures, meets
 
+MEMORY_IS_KNOWN = Path("/proc/self/smaps_rollup").exists()
+
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
@@ -115,7 +117,7 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
         return
     with our_server(options.model, free_port(), *options.server_option) as server:
         server.wait()
-        yield Target(f"http://127.0.0.1:{server.port}")
+        yield Target(f"http://127.0.0.1:{server.port}", memory=server.private_bytes if MEMORY_IS_KNOWN else None)
 
 
 def _run(scenario: Scenario, options: argparse.Namespace) -> Run:

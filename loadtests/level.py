@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtests.memory import Memory, watched
 from loadtests.scenario import Scenario
 from loadtests.scrape import Scrape, scrape_idle
 from loadtests.stream import Record
@@ -20,10 +22,12 @@ START_SECONDS = 60.0  # that locust may take beside the time it was given
 
 @dataclass(frozen=True)
 class Target:
-    """A server. peer: the model's name at one that is not ours, which is neither scraped nor sent fields of ours."""
+    """A server. peer: the model's name at one that is not ours, which is neither scraped nor sent fields of ours.
+    memory: bytes that the server has for itself, where we can know."""
 
     url: str
     peer: str | None = None
+    memory: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Client:
 @dataclass(frozen=True)
 class Level:
     """rate: requests a second asked for; started: when, on the records' clock; counted: by the server meanwhile, None
-    for a peer."""
+    for a peer; memory: of the server's processes over the level."""
 
     rate: float
     seconds: float
@@ -46,6 +50,7 @@ class Level:
     started: float
     records: tuple[Record, ...]
     counted: Scrape | None
+    memory: tuple[Memory, ...] = ()
 
 
 def measure(target: Target, scenario: Scenario, path: Path, rate: float, client: Client) -> Level:
@@ -79,14 +84,14 @@ def measure(target: Target, scenario: Scenario, path: Path, rate: float, client:
     command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "users.py"), "--headless"]
     command += ["--only-summary", *(f"--{name}={value}" for name, value in options.items())]
     before = None if target.peer else scrape_idle(target.url)
-    with (path / "locust.log").open("w") as log:
+    with (path / "locust.log").open("w") as log, watched(target.memory, scenario.seconds) as memory:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=limit, check=False)
     if done.returncode:
         words = (path / "locust.log").read_text(encoding="utf-8")[-2000:]
         raise RuntimeError(f"locust ended with exit code {done.returncode}: {words}")
     counted = scrape_idle(target.url) - before if before else None
     started, records = read_records(path / "records")
-    return Level(rate, scenario.seconds, scenario.warm_up, started, records, counted)
+    return Level(rate, scenario.seconds, scenario.warm_up, started, records, counted, tuple(memory))
 
 
 def read_records(path: Path) -> tuple[float, tuple[Record, ...]]:

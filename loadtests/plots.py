@@ -68,12 +68,26 @@ def outcomes(levels: Sequence[Figures], objective: Objective) -> Figure:
     return _finished(figure, axes, columns=4)
 
 
+def memory(levels: Sequence[Figures], objective: Objective) -> Figure:
+    del objective
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for level in levels:
+        seconds, sizes = zip(*level.memory, strict=True) if level.memory else ((), ())
+        axes.plot(seconds, [size / 2**20 for size in sizes], label=f"{level.rate:g} requests/s")
+    axes.set_xlabel("seconds of a level")
+    axes.set_ylabel("MiB that the server has for itself")
+    axes.set_ylim(bottom=0)
+    return _finished(figure, axes)
+
+
 PLOTS: dict[str, Callable[[Sequence[Figures], Objective], Figure]] = {
     "Throughput": throughput,
     "Time to the first byte": latency,
     "Silence between events": gaps,
     "Objective": attainment,
     "What became of requests": outcomes,
+    "Memory": memory,
 }
 
 

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from loadtests.plots import PLOTS, svg
+from loadtests.plots import PLOTS, memory, svg
 from loadtests.scenario import Scenario
 from loadtests.solo import Compared
 from loadtests.summary import Figures, knee, meets
@@ -114,6 +114,7 @@ def html(run: Run) -> str:
     plots = "".join(
         f"<figure><figcaption>{name}</figcaption>{svg(plot(run.levels, objective))}</figure>"
         for name, plot in PLOTS.items()
+        if plot is not memory or any(level.memory for level in run.levels)
     )
     verdict = "".join(f'<li class="wrong">{escape(fault)}</li>' for fault in run.faults())
     verdict = verdict or "<li>No stream is lost, and every count adds up.</li>"
@@ -163,6 +164,8 @@ def _server(level: Figures) -> str:
         for check in level.checks
     ]
     told = [[name, "" if value is None else _number(value)] for name, value in level.server.items()]
+    if level.growth is not None:
+        told.append(["memory at the end ÷ after a quarter of the level", _number(level.growth)])
     told.insert(0, ["first byte as clients saw it (mean s, without warm-up)", _number(level.first_byte.mean)])
     counts = _table(["count, warm-up included", "client", "server", "adds up"], checks)
     return f"<h2>Client and server at {level.rate:g} requests/s</h2>{counts}<br>{_table(['told', ''], told)}"

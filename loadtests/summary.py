@@ -10,15 +10,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from loadtests.level import Level
+from loadtests.memory import Memory
 from loadtests.scenario import Objective
 from loadtests.scrape import Scrape
 from loadtests.stream import OUTCOMES, Record
 
 SERVED = ("complete", "aborted")
 KEEPS_UP = 0.9  # share of the requests offered that has to be served while they are offered
+NEIGHBOURS = 10  # samples of memory whose median stands for one
 LATE = 0.05  # seconds by which the client itself may be late, 0.99 quantile
 
 
@@ -85,6 +88,16 @@ class Figures:
     unsent: int
     checks: tuple[Check, ...]
     server: dict[str, float | None]
+    memory: tuple[Memory, ...] = ()
+
+    @property
+    def growth(self) -> float | None:
+        """Memory at the level's end ÷ that after its first quarter, the medians of ten samples; None if too few."""
+        if len(self.memory) < 4 * NEIGHBOURS:
+            return None
+        first, last = len(self.memory) // 4, len(self.memory) - NEIGHBOURS
+        before, after = (median(size for _, size in self.memory[at : at + NEIGHBOURS]) for at in (first, last))
+        return after / before
 
     @property
     def keeps_up(self) -> bool:
@@ -100,7 +113,12 @@ class Figures:
         return self.unsent == 0 and not self.lateness.p99 > LATE
 
     def to_json(self) -> dict[str, Any]:
-        derived = {"keeps_up": self.keeps_up, "adds_up": self.adds_up, "is_client_fit": self.is_client_fit}
+        derived = {
+            "growth": self.growth,
+            "keeps_up": self.keeps_up,
+            "adds_up": self.adds_up,
+            "is_client_fit": self.is_client_fit,
+        }
         checks = [{**asdict(check), "holds": check.holds} for check in self.checks]
         return {**asdict(self), **derived, "checks": checks}
 
@@ -130,6 +148,7 @@ def figures(level: Level, objective: Objective) -> Figures:
         unsent=len(counted) - len(sent),
         checks=compare(level.records, level.counted) if level.counted else (),
         server=_server(level.counted) if level.counted else {},
+        memory=level.memory,
     )
 
 

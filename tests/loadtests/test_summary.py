@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from loadtests.level import Level
+from loadtests.memory import watched
 from loadtests.scenario import Objective
 from loadtests.scrape import Scrape
 from loadtests.stream import Record
@@ -112,3 +115,23 @@ def test_the_knee_is_the_last_level_that_kept_up(record: Make, level: Callable[.
     assert knee([*keeping, lagging]) is keeping[1]
     assert knee([*keeping, lagging, keeping[0]]) is keeping[1]
     assert knee([lagging]) is None
+
+
+def test_growth_is_of_the_end_over_the_first_quarter(record: Make, level: Callable[..., Level]) -> None:
+    def grown(sizes: Sequence[int]) -> float | None:
+        samples = tuple((float(at), size) for at, size in enumerate(sizes))
+        return figures(replace(level(record(due=3.0)), memory=samples), OBJECTIVE).growth
+
+    assert grown([5] * 20 + [100] * 30 + [150] * 30) == pytest.approx(1.5)
+    assert grown([1000] + [100] * 79) == pytest.approx(1.0)
+    assert grown([100] * 39) is None
+
+
+def test_memory_is_asked_for_while_a_level_runs() -> None:
+    sizes = iter(range(100, 200))
+    with watched(lambda: next(sizes), 1.0) as samples:
+        time.sleep(1.2)
+    assert [size for _, size in samples] == [100]
+    with watched(None, 1.0) as samples:
+        pass
+    assert samples == []

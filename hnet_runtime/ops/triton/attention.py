@@ -15,11 +15,19 @@ from hnet_runtime.ops.rotary import inverse_frequencies
 from hnet_runtime.ops.triton.launching import blocks, contiguous, launch, operation, power_of_two
 
 PIECE = 4 * BLOCK
-"""Positions of one program. Pieces begin at absolute multiples of it: how a row's keys are added up does not depend on
-how many other rows there are, how long any of them may become, or where keys lie."""
+"""Positions that are summed before they are combined. Pieces begin at absolute multiples of it: how a row's keys are
+added up does not depend on how many other rows there are, how long any of them may become, or where keys lie."""
 
-HEADS_AT_ONCE, ROTATE_WARPS = 4, 4
-COMBINE_AT_ONCE, COMBINE_WARPS = 8, 4
+LEAST_PROGRAMS, WANTED_PROGRAMS = 8, 2048
+"""Programs that share the pieces of one row and head, and of a whole step: a few rows must fill the device, while a
+program that finds nothing to do still costs its start."""
+
+KEY_BYTES = 64
+"""Of a block of keys, and of one of values, what a thread holds: as much again as sums, and no register is spilled."""
+
+HEADS_AT_ONCE, ROTATE_WARPS = 8, 1
+COMBINE_AT_ONCE, COMBINE_WARPS = 8, 1
+"""One warp each, so that a thread holds enough of a head for wide loads, and nothing passes between warps."""
 
 
 @triton.jit
@@ -105,13 +113,15 @@ def _attend_piece(
     oldest = newest * 0
     if WINDOW >= 0:
         oldest = tl.maximum(newest - WINDOW, 0)
-    begin = (oldest // PIECE + tl.program_id(1)) * PIECE
-    if begin <= newest:
-        row = tl.load(rows + place)
-        channel = tl.arange(0, BLOCK_P)
-        has_channel = channel < HEAD_DIM
-        own = head * HEAD_DIM + channel
-        query = tl.load(q + place * (HEADS * HEAD_DIM) + own, has_channel, other=0.0).to(tl.float32) * SCALE
+    first = oldest // PIECE
+    row = tl.load(rows + place)
+    channel = tl.arange(0, BLOCK_P)
+    has_channel = channel < HEAD_DIM
+    own = head * HEAD_DIM + channel
+    query = tl.load(q + place * (HEADS * HEAD_DIM) + own, has_channel, other=0.0).to(tl.float32) * SCALE
+    # Which program takes a piece changes nothing in it, so that how many there are may depend on the step's size.
+    for piece in range(tl.program_id(1), tl.minimum(newest // PIECE - first + 1, PIECES), tl.num_programs(1)):
+        begin = (first + piece) * PIECE
         # Each of the BLOCK places in a block keeps its own maximum and sums: nothing passes between them until the end.
         high = tl.full([BLOCK], float("-inf"), tl.float32)
         weight = tl.zeros([BLOCK], tl.float32)
@@ -145,7 +155,7 @@ def _attend_piece(
                 mixed + place * (HEADS * HEAD_DIM) + own, (out / weight_sum).to(mixed.dtype.element_ty), has_channel
             )
         else:
-            index = (place * PIECES + tl.program_id(1)) * HEADS + head
+            index = (place * PIECES + piece) * HEADS + head
             tl.store(largest + index, top)
             tl.store(total + index, weight_sum)
             tl.store(mixed + index * HEAD_DIM + channel, out, has_channel)
@@ -172,7 +182,7 @@ def _combine_pieces(
     oldest = newest * 0
     if WINDOW >= 0:
         oldest = tl.maximum(newest - WINDOW, 0)
-    count = newest // PIECE - oldest // PIECE + 1  # of pieces that have a key
+    count = tl.minimum(newest // PIECE - oldest // PIECE + 1, PIECES)  # of pieces that have a key
     channel = tl.arange(0, BLOCK_P)
     has_channel = channel < HEAD_DIM
     high = tl.full([AT_ONCE], float("-inf"), tl.float32)
@@ -238,6 +248,7 @@ def rotate_and_keep(
         BLOCK_REST=power_of_two(max(head_dim - 2 * half, 1)),
         BLOCK_P=power_of_two(head_dim),
         num_warps=ROTATE_WARPS,
+        enable_fp_fusion=False,  # so that a key is the same whether prefill or a step has turned it
     )
     return q
 
@@ -289,7 +300,7 @@ def decode_attention(
     block_p = power_of_two(head_dim)
     launch(
         _attend_piece,
-        (heads, pieces, count),
+        (heads, min(pieces, max(LEAST_PROGRAMS, blocks(WANTED_PROGRAMS, max(heads * count, 1)))), count),
         q,
         k_store,
         v_store,
@@ -305,7 +316,7 @@ def decode_attention(
         BLOCK=BLOCK,
         BLOCK_P=block_p,
         SCALE=head_dim**-0.5,
-        num_warps=4 if block_p <= 64 else 8,
+        num_warps=max(BLOCK * block_p * k_store.element_size() // (32 * KEY_BYTES), 1),
     )
     if pieces > 1:
         launch(

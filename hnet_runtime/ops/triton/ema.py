@@ -1,4 +1,4 @@
-"""Smoothing of one position of each row."""
+"""Smoothing of one position of each row: the twin's numbers, bit for bit, as prefill's."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
@@ -70,5 +70,6 @@ def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor
         P_MIN=P_MIN,
         P_MAX=P_MAX,
         num_warps=WARPS,
+        enable_fp_fusion=False,
     )
     return out

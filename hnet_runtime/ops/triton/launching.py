@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -17,24 +18,79 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-OPERATIONS: dict[str, Callable[..., Any]] = {}
-"""Every op by its name, as the function that launches its kernels."""
+OPERATIONS: dict[str, Any] = {}
+"""Every op that is declared to torch, by its name."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it was launched: its arguments by name (tensors and numbers) and its compile-time constants."""
+    """One kernel as it was launched: its arguments by name (tensors and numbers), its compile-time constants and options.
+
+    What Triton specializes a kernel for beside its constants, it is told of the arguments as here: whether a tensor
+    begins at, and a number is, a multiple of 16; and a number that is 1 becomes a constant.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    options: dict[str, Any]  # of the compiler: num_warps, num_stages, enable_fp_fusion
 
     @property
     def name(self) -> str:
         return str(self.kernel.__name__).strip("_")
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Of every parameter, in Triton's words: `*bf16`, `i32`, `constexpr`."""
+        given = {name: _type_of(value) for name, value in self.arguments.items()}
+        return {name: given.get(name, "constexpr") for name in self.kernel.arg_names}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The constants, and the arguments that are 1."""
+        return self.constants | {name: 1 for name, value in self.arguments.items() if _is_one(value)}
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Arguments that are multiples of 16: of a tensor, the address of its first number."""
+        return tuple(name for name, value in self.arguments.items() if _is_aligned(value))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for launches that the same compiled kernel serves."""
+        fixed = tuple(sorted((name, str(value)) for name, value in self.fixed.items()))
+        return (self.kernel, tuple(self.types.items()), fixed, self.aligned, *sorted(self.options.items()))
+
+
+_TYPES = {
+    torch.bool: "*i1",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+}
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "constexpr" if _is_one(value) else "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, int) and value == 1
+
+
+def _is_aligned(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.storage_offset() * value.element_size() % 16 == 0  # storage begins at a multiple of 256
+    return isinstance(value, int) and value % 16 == 0
 
 
 _recorded: list[Launch] | None = None
@@ -54,14 +110,25 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, num_stages: int = 1, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    num_warps: int,
+    num_stages: int = 1,
+    enable_fp_fusion: bool = True,
+    **constants: Any,
 ) -> None:
-    """Runs `kernel` over `grid`: arguments in the kernel's order, then its compile-time constants by name."""
+    """Runs `kernel` over `grid`: arguments in the kernel's order, then its compile-time constants by name.
+
+    enable_fp_fusion: whether a product and a sum may become one operation, with one rounding; without it the numbers of
+    a kernel that only multiplies and adds are its twin's.
+    """
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
     if _recorded is not None:
         named = dict(zip(kernel.arg_names, arguments, strict=False))
-        _recorded.append(Launch(kernel, grid, named, constants, num_warps, num_stages))
+        _recorded.append(Launch(kernel, grid, named, constants, options))
     elif all(grid):
-        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+        kernel[grid](*arguments, **options, **constants)
 
 
 def operation(*, fake: Callable[..., R], mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -71,11 +138,16 @@ def operation(*, fake: Callable[..., R], mutates: tuple[str, ...] = ()) -> Calla
     """
 
     def declare(run: Callable[P, R]) -> Callable[P, R]:
-        name = run.__name__
-        OPERATIONS[name] = run
-        declared = torch.library.custom_op(f"hnet::{name}", run, mutates_args=mutates)
+        declared = torch.library.custom_op(f"hnet::{run.__name__}", run, mutates_args=mutates)
         declared.register_fake(fake)
-        return cast("Callable[P, R]", declared)
+        OPERATIONS[run.__name__] = declared
+
+        @wraps(run)
+        def call(*arguments: P.args, **named: P.kwargs) -> R:
+            # Through torch, tensors without memory would be answered by `fake`, and nothing launched.
+            return (cast("Callable[P, R]", declared) if _recorded is None else run)(*arguments, **named)
+
+        return call
 
     return declare
 

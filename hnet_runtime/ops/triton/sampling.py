@@ -12,7 +12,7 @@ from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.ops.sampling import NOT_FINITE
 from hnet_runtime.ops.triton.launching import contiguous, launch, operation, row_stride
 
-TOGETHER, WARPS = 16, 4
+TOGETHER, WARPS = 16, 8
 """Bytes that a lane compares its own with at once, when it looks for its rank."""
 
 

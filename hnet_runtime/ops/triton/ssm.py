@@ -11,10 +11,10 @@ from torch import Tensor
 from hnet_runtime.ops.triton.arithmetic import softplus
 from hnet_runtime.ops.triton.launching import blocks, contiguous, launch, operation, power_of_two, row_stride
 
-CHANNELS, WARPS = 16, 4
-"""Channels of one head that a program steps. With 128 states that is 16 fp32 a thread, in four loads of 16 bytes: no
-spills, and enough programs that one row of 32 heads is spread over 128 units. A warp holds whole channels, so that
-y's sum stays in it."""
+CHANNELS, WARPS = 8, 1
+"""Channels of one head that a program steps. With 128 states that is 32 fp32 a thread, in eight loads of 16 bytes that
+are under way at once, and one warp holds whole channels: y's sum stays in it, and no program waits for another warp.
+One row of 32 heads makes 256 programs, enough for every unit of a device."""
 
 
 @triton.jit

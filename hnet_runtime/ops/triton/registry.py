@@ -1,0 +1,128 @@
+"""Every kernel with the constants that the official models give it: what is compiled ahead of time, and tested so.
+
+Nothing is written down twice: the ops themselves are called on tensors without memory, shaped as a step of the model
+shapes them, and what they would launch is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from hnet_runtime.config import VOCAB_SIZE, AttentionConfig, Mamba2Config, ModelConfig, StageConfig, official_names
+from hnet_runtime.ops.triton.attention import decode_attention, rotate_and_keep
+from hnet_runtime.ops.triton.compaction import compact
+from hnet_runtime.ops.triton.conv import conv_step
+from hnet_runtime.ops.triton.ema import ema_step
+from hnet_runtime.ops.triton.launching import Launch, recording
+from hnet_runtime.ops.triton.norm import add_rms_norm, gated_norm_step
+from hnet_runtime.ops.triton.router import router_step
+from hnet_runtime.ops.triton.sampling import sample_step
+from hnet_runtime.ops.triton.ssm import ssm_step
+from hnet_runtime.ops.triton.swiglu import swiglu
+
+DTYPES = (torch.bfloat16, torch.float32)
+ROWS, MAX_POSITIONS = 64, 32768
+"""Rows of the step that is looked at (but for compaction they are no constant of any kernel), and a row's positions."""
+
+Launches = Callable[[ModelConfig, torch.dtype], list[Launch]]
+
+
+def step_launches(config: ModelConfig, dtype: torch.dtype) -> list[Launch]:
+    """What one decoding step of a model launches, each kernel once for each set of constants.
+
+    dtype: the model's, fp32 or bf16.
+    """
+    with recording() as launches:
+        for stage in config.stages:
+            _run(stage, dtype)
+        each = _empty(ROWS, dtype=torch.float64)
+        every_byte = _empty(ROWS, VOCAB_SIZE, dtype=torch.bool)
+        sample_step(_empty(ROWS, VOCAB_SIZE), every_byte, each, each, each, each, _index())
+    return list(distinct(launches))
+
+
+def launches_by_origin() -> dict[str, Launches]:
+    """Where launches come from: a step, and prefill if its kernels are there."""
+    origins: dict[str, Launches] = {"step": step_launches}
+    if find_spec("hnet_runtime.ops.triton.registry_prefill") is not None:
+        origins["prefill"] = import_module("hnet_runtime.ops.triton.registry_prefill").prefill_launches
+    return origins
+
+
+def every_launch() -> list[Launch]:
+    """Of all six official models in both dtypes, each kernel once for each set of constants."""
+    models = [ModelConfig.official(name) for name in official_names()]
+    return list(
+        distinct(
+            chain.from_iterable(
+                origin(model, dtype) for origin in launches_by_origin().values() for dtype in DTYPES for model in models
+            )
+        )
+    )
+
+
+def distinct(launches: Iterable[Launch]) -> Iterator[Launch]:
+    """Launches that one compiled kernel cannot serve: the first of each kind."""
+    seen = set()
+    for each in launches:
+        if each.key not in seen:
+            seen.add(each.key)
+            yield each
+
+
+def _run(stage: StageConfig, dtype: torch.dtype) -> None:
+    layers = [layer for stack in stage.stacks for layer in stack.layers]
+    mixers = {layer.mixer for layer in layers}
+    h, stream = _empty(ROWS, stage.d_model, dtype=dtype), _empty(ROWS, stage.d_model)
+    add_rms_norm(h, stream, _empty(stage.d_model))
+    if stage.mamba2 is not None and "mamba2" in mixers:
+        _mamba2(stage.mamba2, dtype)
+    if stage.attention is not None and "attention" in mixers:
+        _attention(stage.attention, dtype)
+    if any(layer.has_mlp for layer in layers):
+        swiglu(_empty(ROWS, 2 * stage.d_mlp, dtype=dtype))
+    if not stage.is_main:
+        square = _empty(stage.d_model, stage.d_model)
+        flags = _empty(ROWS, dtype=torch.bool)
+        router_step(h, _empty(ROWS, stage.d_model, dtype=dtype), _index(), flags, square, square)
+        compact(flags, _index())
+        # A chunk's output is a view of the first channels of the next stage's.
+        z = _empty(ROWS, 2 * stage.d_model, dtype=dtype)[:, : stage.d_model]
+        ema_step(z, _index(), _empty(ROWS), flags, stream, _index())
+
+
+def _mamba2(config: Mamba2Config, dtype: torch.dtype) -> None:
+    widths = [config.d_inner, config.conv_channels, config.num_heads]
+    z, xbc, dt = torch.split(_empty(ROWS, config.in_proj_width, dtype=dtype), widths, dim=-1)
+    taps, channels, heads = config.d_conv, config.conv_channels, config.num_heads
+    state = _empty(ROWS, taps - 1, channels, dtype=dtype)
+    conv_step(xbc, state, _index(), _empty(taps, channels), _empty(channels))
+    ssm = _empty(ROWS, heads, config.head_dim, config.d_state)
+    mixed = _empty(ROWS, channels, dtype=dtype)
+    ssm_step(mixed, dt, _empty(heads), _empty(heads), _empty(heads), ssm, _index())
+    gated_norm_step(_empty(ROWS, config.d_inner, dtype=dtype), z, _empty(config.d_inner))
+
+
+def _attention(config: AttentionConfig, dtype: torch.dtype) -> None:
+    heads, head_dim = config.num_heads, config.head_dim
+    ring = config.window >= 0
+    capacity, slots = (config.window + 1, ROWS * (config.window + 1)) if ring else (None, MAX_POSITIONS)
+    table = None if ring else _empty(ROWS, MAX_POSITIONS // 64, dtype=torch.int64)
+    store = _empty(slots, heads, head_dim, dtype=dtype)
+    rotate_and_keep(_empty(ROWS, 3, heads, head_dim, dtype=dtype), _index(), _index(), store, store, config.rotary_dim)
+    q = _empty(ROWS, heads, head_dim, dtype=dtype)
+    decode_attention(q, store, store, _index(), _index(), table, config.window, capacity, MAX_POSITIONS)
+
+
+def _index() -> Tensor:
+    return _empty(ROWS, dtype=torch.int64)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

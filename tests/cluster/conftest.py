@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-# Where the fake engine's factory, `answers` and `local` are found by name.
-sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
-sys.path.insert(0, str(Path(__file__).parent))
+# Where the fake engine's factory, `answers` and `local_cluster` are found by name; behind what others are found by.
+sys.path.append(str(Path(__file__).parents[1] / "server"))
+sys.path.append(str(Path(__file__).parent))
 
-from local import Cluster
+from local_cluster import Cluster
 
 from server.settings import ServerSettings
 

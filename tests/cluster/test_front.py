@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from answers import events, expected, samples, wait_for
-from local import Cluster
+from local_cluster import Cluster
 
 from server.cluster.front import prompt_of
 

@@ -98,6 +98,12 @@ class _ServerCollector(Collector):
         yield _gauge("prefix_cache_bytes", held, stats.prefix_cache_bytes)
         age = "Seconds since the engine was last heard of; it speaks at least once a second, work or none."
         yield _gauge("engine_heartbeat_age_seconds", age, client.heartbeat_age)
+        for name, text, value in (
+            ("graphs", "Steps captured as graphs on a GPU.", info.num_graphs if info else 0),
+            ("graph_capture_seconds", "Seconds that capturing took.", info.capture_seconds if info else 0.0),
+            ("graph_memory_bytes", "Bytes of the GPU's memory that graphs hold.", info.capture_bytes if info else 0),
+        ):
+            yield _gauge(name, text, value)
         if info is not None:
             about = {
                 "model": self._service.model_name,
@@ -146,6 +152,9 @@ class _ServerCollector(Collector):
         ):
             by_step = [((kind, str(stage)), count) for (kind, stage), count in counts.items()]
             yield _counter(name, text, by_step, ("kind", "stage"))
+        replays = [((kind, str(bucket), mode), count) for (kind, bucket, mode), count in metrics.graph_replays.items()]
+        text = "Static steps run on a GPU, by the rows they are made for and whether they are captured graphs."
+        yield _counter("graph_replays", text, replays, ("kind", "bucket", "mode"))
         finished = [((reason,), count) for reason, count in metrics.finished_by_reason.items()]
         text = "Requests ended, by reason; one request is one choice of one prompt. All accepted requests end up here."
         yield _counter("request_finished", text, finished, ("reason",))

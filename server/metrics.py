@@ -74,6 +74,7 @@ class Metrics:
         self.finished_by_reason: Counter[str] = Counter(dict.fromkeys(FINISH_REASONS, 0))
         self.steps: Counter[tuple[str, int]] = Counter()
         self.step_rows: Counter[tuple[str, int]] = Counter()
+        self.graph_replays: Counter[tuple[str, int, str]] = Counter()  # by kind, rows and mode
         self.step_duration: defaultdict[tuple[str, int], Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.park_wait: defaultdict[int, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.bytes_per_chunk: defaultdict[int, Histogram] = defaultdict(lambda: Histogram(BYTES_PER_CHUNK))
@@ -112,6 +113,8 @@ class Metrics:
             self.steps[key] += 1
             self.step_rows[key] += step.rows
             self.step_duration[key].observe(step.seconds)
+        for replay in stats.replays:
+            self.graph_replays[replay.kind, replay.bucket, replay.mode] += replay.count
         for stage, seconds in stats.park_waits:
             self.park_wait[stage].observe(seconds)
         for output in tick.outputs:

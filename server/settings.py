@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from server.files import check_certificate, check_readable, read_keys
 
 DType = Literal["auto", "float32", "bfloat16"]
-Kernels = Literal["auto", "native", "torch"]
+Kernels = Literal["auto", "native", "torch", "triton"]
 Quantization = Literal["int8"]
 Batching = Literal["lockstep", "aligned", "adaptive"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -44,6 +44,9 @@ class ServerSettings:
     max_park_seconds: float = 1.0
     prefix_cache_memory: int | None = None  # bytes; 0 is off
     prefix_cache_interval: int | None = None  # bytes of a prompt
+    enforce_eager: bool = False
+    max_graphs: int = 128
+    gpu_memory_utilization: float = 0.9
     debug_checks: bool = False
     threads: int | None = None
     api_key: tuple[str, ...] = ()
@@ -78,6 +81,7 @@ class ServerSettings:
             ("prefix_cache_memory", 0),
             ("prefix_cache_interval", 1),
             ("threads", 1),
+            ("max_graphs", 1),
             ("stream_flush_ms", 0),
             ("drain_timeout", 0),
             ("max_body_bytes", 1),
@@ -90,6 +94,8 @@ class ServerSettings:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if not 0 < self.prefill_share <= 1:
             raise ValueError(f"prefill_share must be above 0 and at most 1, not {self.prefill_share}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}")
         for name in ("max_park_seconds", "header_timeout", "request_timeout", "engine_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

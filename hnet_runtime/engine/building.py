@@ -6,6 +6,7 @@ Knows machines and weights; no requests.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 
@@ -15,22 +16,28 @@ from torch import Tensor
 from hnet_runtime.checkpoint import ModelSource, load_weights
 from hnet_runtime.config import ModelConfig
 from hnet_runtime.engine.config import DType, EngineConfig, EngineError
+from hnet_runtime.engine.gpu_memory import GpuMemory, MemoryPlan, check_weights, plan_memory
+from hnet_runtime.engine.graphs import CudaGraphs, Eager, StepGraphs
+from hnet_runtime.model.captured import CapturedHNet
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.model.override import RouterOverride
+from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.native import binding, cache
 from hnet_runtime.ops.native.library import NativeLibrary, open_library
 from hnet_runtime.state.arenas import ModelState, kv_bytes_per_position
 from hnet_runtime.state.rows import PAGE
 
+log = logging.getLogger("hnet.engine")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FLOAT32_BELOW = 100_000_000  # parameters; smaller models run in fp32 on a CPU
 _CACHED_FROM = 100_000_000  # parameters; smaller models are packed in no time
 _ONE_THREAD_UP_TO = 256  # width; below it a second thread costs more than it brings
-_CACHE_SHARE = 0.125  # of the machine's memory, or of what is free on a GPU, for snapshots of prefixes,
+_CPU_ROWS = 64
+_CACHE_SHARE = 0.125  # of the machine's memory, for snapshots of prefixes,
 _CACHE_MOST = 8 << 30  # up to so many bytes
 _SMALL_SNAPSHOT = 1 << 20  # bytes, for every 64 of a prompt
-_KV_SHARE = 0.25  # of the machine's memory, or of what the weights leave of a GPU's
+_KV_SHARE = 0.25  # of the machine's memory
 
 
 def load_model(
@@ -45,6 +52,8 @@ def load_model(
     Packed weights of large models are kept in a cache (`weight_cache`) and mapped from there the next time.
     """
     library = choose_library(engine_config, device)
+    if device.type == "cuda":
+        check_weights(source.config, dtype, engine_config, gpu_memory(device))
     directory = cache.cache_directory(engine_config.weight_cache)
     if library is None or directory is None or not source.weights or source.config.num_parameters < _CACHED_FROM:
         weights = load_weights(source, dtype=dtype, device=device, progress=progress)
@@ -72,6 +81,8 @@ def load_model(
 def choose_library(config: EngineConfig, device: torch.device) -> NativeLibrary | None:
     """The native library that serves on a device, None for the torch path; EngineError where it must and cannot."""
     library = open_library() if device.type == "cpu" and config.kernels != "torch" else None
+    if config.kernels == "triton" and device.type == "cpu":
+        raise EngineError("kernels triton: they need a GPU")
     if library is None and config.kernels == "native":
         raise EngineError("kernels native: there are none for this device, or they are not built (make native)")
     if library is None and config.quantization:
@@ -89,6 +100,11 @@ def build_model(
 ) -> HNet | NativeHNet:
     """The model on a path. The native one takes the tensors out of `weights` as it packs them, or is given `packed`."""
     if library is None:
+        device = weights["embeddings.weight"].device
+        if device.type == "cuda":
+            return CapturedHNet(
+                config, weights, lambda: _step_graphs(engine_config, device), step_ops(engine_config), override
+            )
         return HNet(config, weights, override)
     return NativeHNet(
         config,
@@ -100,6 +116,23 @@ def build_model(
         override=override,
         packed=packed,
     )
+
+
+def step_ops(config: EngineConfig) -> StepOps:
+    """The operations of steps on a GPU: Triton's where it is there; EngineError where it must be and is not."""
+    if config.kernels == "torch":
+        return StepOps.torch()
+    try:
+        return StepOps.triton()
+    except ImportError as error:
+        if config.kernels == "triton":
+            raise EngineError(f"kernels triton: Triton cannot be imported: {error}") from error
+        log.warning("Triton cannot be imported (%s): steps run on torch's operations, which is slow", error)
+        return StepOps.torch()
+
+
+def _step_graphs(config: EngineConfig, device: torch.device) -> StepGraphs:
+    return StepGraphs(Eager() if config.enforce_eager else CudaGraphs(device), config.max_graphs)
 
 
 def choose_device(name: str) -> torch.device:
@@ -138,18 +171,30 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig) -> int:
+def gpu_memory(device: torch.device) -> GpuMemory:
+    free, total = torch.cuda.mem_get_info(device)
+    return GpuMemory(total, free)
+
+
+def memory_for(model: HNet | NativeHNet, config: EngineConfig) -> MemoryPlan:
+    """What rows, keys and values and kept prefixes get; EngineError, with the numbers, where it is not enough."""
+    if model.device.type == "cuda":
+        return plan_memory(model.config, model.dtype, config, gpu_memory(model.device))
+    num_rows = config.max_num_seqs or _CPU_ROWS
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cache = config.prefix_cache_memory
+    if cache is None:
+        cache = min(int(memory * _CACHE_SHARE), _CACHE_MOST)
+    return MemoryPlan(num_rows, _kv_positions(model, num_rows, config, int(memory * _KV_SHARE)), cache)
+
+
+def _kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig, most: int) -> int:
     """KV positions of each full-attention stage: what all rows may need, within the memory set aside."""
     wanted = num_rows * (-(-config.max_model_len // PAGE) * PAGE)
     per_position = kv_bytes_per_position(model.config, model.dtype, config.max_model_len)
     if not per_position:
         return wanted
-    if config.kv_memory is not None:
-        budget = config.kv_memory
-    elif model.device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(model.device)[0] * (1 - _KV_SHARE))
-    else:
-        budget = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _KV_SHARE)
+    budget = most if config.kv_memory is None else config.kv_memory
     positions = min(wanted, budget // per_position // PAGE * PAGE)
     if positions < config.max_model_len:
         # One chunk per byte is possible, so one request alone may need all of it.
@@ -161,15 +206,26 @@ def kv_positions(model: HNet | NativeHNet, num_rows: int, config: EngineConfig) 
     return positions
 
 
-def prefix_cache_bytes(device: torch.device, config: EngineConfig) -> int:
-    """What snapshots of prefixes may take."""
-    if config.prefix_cache_memory is not None:
-        return config.prefix_cache_memory
-    if device.type == "cuda":
-        memory = int(torch.cuda.mem_get_info(device)[0])
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(int(memory * _CACHE_SHARE), _CACHE_MOST)
+def open_state(
+    model: HNet | NativeHNet, plan: MemoryPlan, config: EngineConfig
+) -> tuple[ModelState, StepGraphs | None]:
+    """The memory of rows, and what replays the model's steps over it, captured now; None where steps are not static."""
+    try:
+        state = model.new_state(
+            num_rows=plan.num_rows, kv_positions=plan.kv_positions, max_positions=config.max_model_len
+        )
+        if not isinstance(model, CapturedHNet):
+            return state, None
+        # Before anything lives there: a capture tries its step on padding.
+        graphs = model.open(state)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"gpu_memory_utilization {config.gpu_memory_utilization}: the GPU ran out of memory with {plan.num_rows} "
+            f"rows and {plan.kv_positions} KV positions, by others' use of it or while steps were captured: lower it, "
+            f"max_num_seqs or max_graphs ({str(error).splitlines()[0]})"
+        ) from error
+    assert isinstance(graphs, StepGraphs)
+    return state, graphs
 
 
 def snapshot_interval(state: ModelState, config: EngineConfig) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16"]
-Kernels = Literal["auto", "native", "torch"]
+Kernels = Literal["auto", "native", "torch", "triton"]
 Batching = Literal["lockstep", "aligned", "adaptive"]
 TRAINING_CONTEXT = 8192  # bytes; the released models saw no longer ones
 
@@ -34,10 +34,13 @@ class EngineConfig:
     kv_memory: bytes for the keys and values of full-attention stages; None takes what
         max_num_seqs rows of max_model_len would need, but no more than a quarter of the memory.
     threads: CPU threads; None decides by the model's width.
-    kernels: `native` or `torch` on a CPU; `auto` takes native ones where they are built.
+    kernels: `native` or `torch` on a CPU, `triton` or `torch` on a GPU; `auto` takes the former where they are there.
     quantization: `int8` runs the blocks' matrix products in 8 bits (native kernels only).
     weight_cache: directory for packed weights of large models, which are mapped from there the next time; `off` keeps
         none; None takes HNET_WEIGHT_CACHE or the user's cache directory.
+    enforce_eager: on a GPU, runs steps operation by operation instead of replaying captured graphs.
+    max_graphs: most steps that are captured; fewer have rows run with more padding.
+    gpu_memory_utilization: share of a GPU's memory that weights, rows, keys and values may take together (0–1).
     debug_checks: checks after every tick, not only when idle, that no row and no page is lost.
     """
 
@@ -55,6 +58,9 @@ class EngineConfig:
     kernels: Kernels = "auto"
     quantization: Literal["int8"] | None = None
     weight_cache: str | None = None
+    enforce_eager: bool = False
+    max_graphs: int = 128
+    gpu_memory_utilization: float = 0.9
     debug_checks: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +73,7 @@ class EngineConfig:
             ("prefix_cache_interval", 1),
             ("kv_memory", 1),
             ("threads", 1),
+            ("max_graphs", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -75,9 +82,13 @@ class EngineConfig:
             raise EngineError(f"max_park_seconds must be above 0, not {self.max_park_seconds}")
         if not 0 < self.prefill_share <= 1:
             raise EngineError(f"prefill_share must be above 0 and at most 1, not {self.prefill_share}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise EngineError(
+                f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}"
+            )
         if self.batching not in ("lockstep", "aligned", "adaptive"):
             raise EngineError(f"batching must be lockstep, aligned or adaptive, not {self.batching!r}")
-        if self.kernels not in ("auto", "native", "torch"):
-            raise EngineError(f"kernels must be auto, native or torch, not {self.kernels!r}")
+        if self.kernels not in ("auto", "native", "torch", "triton"):
+            raise EngineError(f"kernels must be auto, native, torch or triton, not {self.kernels!r}")
         if self.quantization not in (None, "int8"):
             raise EngineError(f"quantization must be int8, not {self.quantization!r}")

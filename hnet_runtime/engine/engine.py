@@ -19,12 +19,13 @@ from hnet_runtime.engine.building import (
     choose_device,
     choose_dtype,
     default_threads,
-    kv_positions,
     load_model,
-    prefix_cache_bytes,
+    memory_for,
+    open_state,
     snapshot_interval,
 )
 from hnet_runtime.engine.config import DType, EngineConfig, EngineError
+from hnet_runtime.engine.graphs import StepGraphs
 from hnet_runtime.engine.loop import EngineLoop, Limits
 from hnet_runtime.engine.memory import RowMemory
 from hnet_runtime.engine.messages import (
@@ -44,6 +45,7 @@ from hnet_runtime.engine.policies import Policy, make_policy
 from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import NativeSampler, Sampler
 from hnet_runtime.engine.scheduler import PrefillRules, Scheduler
+from hnet_runtime.model.captured import CapturedHNet
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.state.rows import RowPool
@@ -77,23 +79,20 @@ class Engine:
         """policy: one of the caller's own, or one that has learned elsewhere, in place of that of `config.batching`."""
         config = config or EngineConfig()
         on_cpu = model.device.type == "cpu"
-        num_rows = config.max_num_seqs or (64 if on_cpu else 256)
         if on_cpu:
             # With native kernels torch only samples, which one thread does faster.
             native = isinstance(model, NativeHNet)
             torch.set_num_threads(1 if native else config.threads or default_threads(model.config))
-        state = model.new_state(
-            num_rows=num_rows,
-            kv_positions=kv_positions(model, num_rows, config),
-            max_positions=config.max_model_len,
-        )
-        memory = RowMemory(RowPool(num_rows), state.pages, state, prefix_cache_bytes(model.device, config))
+        plan = memory_for(model, config)
+        num_rows = plan.num_rows
+        state, graphs = open_state(model, plan, config)
+        memory = RowMemory(RowPool(num_rows), state.pages, state, plan.prefix_cache_bytes)
         rules = PrefillRules(config.prefill_bytes_per_tick, config.prefill_share, snapshot_interval(state, config))
         num_stages = len(model.config.stages)
         scheduler = Scheduler(memory, policy or _policy(config, num_stages), num_stages, rules)
         limits = Limits(config.max_model_len)
         sampler = NativeSampler(model.library) if isinstance(model, NativeHNet) else Sampler(model.device)
-        self._loop = EngineLoop(Runner(model, state), sampler, scheduler, limits, num_rows, config.debug_checks)
+        self._loop = EngineLoop(Runner(model, state, graphs), sampler, scheduler, limits, num_rows, config.debug_checks)
         self._scheduler = scheduler
         self._counter = 0
         self._mail: dict[str, list[Output]] = {}  # of `stream` and `generate`, until they take it
@@ -101,7 +100,7 @@ class Engine:
         self._unwanted: set[str] = set()  # embedded requests that were left; their last Output is dropped
         self.model = model
         self.config = replace(config, max_num_seqs=num_rows)
-        self.info = _info(model, name, self.config, num_rows, load_seconds)
+        self.info = _info(model, name, self.config, graphs, load_seconds)
 
     @classmethod
     def from_pretrained(
@@ -239,7 +238,10 @@ def _policy(config: EngineConfig, num_stages: int) -> Policy:
         raise EngineError(str(error).replace("max_wait", "max_park")) from error
 
 
-def _info(model: HNet | NativeHNet, name: str, config: EngineConfig, num_rows: int, load_seconds: float) -> EngineInfo:
+def _info(
+    model: HNet | NativeHNet, name: str, config: EngineConfig, graphs: StepGraphs | None, load_seconds: float
+) -> EngineInfo:
+    assert config.max_num_seqs is not None
     stages = tuple(
         StageInfo(
             stage=stage.index,
@@ -253,13 +255,22 @@ def _info(model: HNet | NativeHNet, name: str, config: EngineConfig, num_rows: i
         model=name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        kernels=model.kernels if isinstance(model, NativeHNet) else "torch",
+        kernels=_kernels(model),
         max_model_len=config.max_model_len,
-        max_num_seqs=num_rows,
+        max_num_seqs=config.max_num_seqs,
         stages=stages,
         embedding_parameters=model.config.embedding_parameters,
         load_seconds=load_seconds,
+        num_graphs=graphs.num_graphs if graphs is not None else 0,
+        capture_seconds=graphs.seconds if graphs is not None else 0.0,
+        capture_bytes=graphs.num_bytes if graphs is not None else 0,
     )
+
+
+def _kernels(model: HNet | NativeHNet) -> str:
+    if isinstance(model, NativeHNet):
+        return model.kernels
+    return model.ops.name if isinstance(model, CapturedHNet) else "torch"
 
 
 def _layout(stack: StackConfig) -> str:

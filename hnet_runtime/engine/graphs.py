@@ -10,11 +10,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from hnet_runtime.engine.messages import GraphReplays
 from hnet_runtime.model.captured import StepKey
 
 log = logging.getLogger("hnet.graphs")
@@ -25,7 +26,7 @@ _WARM_UPS = 2  # the first compiles kernels, the second finds them
 class Captures(Protocol):
     """Turns a step into something that repeats it on the memory it ran on."""
 
-    mode: str
+    mode: Literal["graph", "eager"]
 
     def capture(
         self, run: Callable[[], None], constants: Sequence[Tensor], state: Sequence[Tensor]
@@ -41,7 +42,7 @@ class Captures(Protocol):
 class Eager:
     """Captures nothing: a step is run whenever it is asked for."""
 
-    mode = "eager"
+    mode: Literal["graph", "eager"] = "eager"
     num_bytes = 0
 
     def capture(
@@ -53,7 +54,7 @@ class Eager:
 class CudaGraphs:
     """CUDA graphs that share one pool of memory: no two run at a time, and what a step gives lies outside of it."""
 
-    mode = "graph"
+    mode: Literal["graph", "eager"] = "graph"
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,17 +90,17 @@ class StepGraphs:
         self._captures, self._most_graphs = captures, most_graphs
         self._replays: dict[StepKey, Callable[[], None]] = {}
         self._eager: dict[StepKey, Callable[[], None]] = {}
-        self.counts: Counter[tuple[str, int, str]] = Counter()  # replays by (kind, bucket, mode)
+        self._ran: Counter[tuple[Literal["byte", "stage"], int]] = Counter()  # by (kind, bucket), since the last `take`
         self.seconds = 0.0  # that capturing took
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Literal["graph", "eager"]:
         """`graph`, or `eager` where nothing is captured."""
         return self._captures.mode
 
     @property
     def num_graphs(self) -> int:
-        return 0 if self.mode == Eager.mode else len(self._replays)
+        return 0 if self.mode == "eager" else len(self._replays)
 
     @property
     def num_bytes(self) -> int:
@@ -128,7 +129,13 @@ class StepGraphs:
 
     def run(self, key: StepKey) -> None:
         self._replays[key]()
-        self.counts["stage" if key.stage else "byte", key.bucket, self.mode] += 1
+        self._ran["stage" if key.stage else "byte", key.bucket] += 1
+
+    def take(self) -> tuple[GraphReplays, ...]:
+        """What ran since the last call."""
+        ran = tuple(GraphReplays(kind, bucket, self.mode, count) for (kind, bucket), count in self._ran.items())
+        self._ran.clear()
+        return ran
 
     def run_eagerly(self, key: StepKey) -> None:
         """The same step, operation by operation: what a replay is compared with."""

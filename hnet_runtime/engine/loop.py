@@ -347,6 +347,7 @@ class EngineLoop:
             prefix_cache_bytes=scheduler.cached_bytes,
             park_waits=tuple(waits),
             steps=steps,
+            replays=self._runner.take_replays(),
         )
 
 

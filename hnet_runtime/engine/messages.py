@@ -169,6 +169,16 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
 
 
+class GraphReplays(msgspec.Struct, frozen=True, array_like=True):
+    """How often static steps of one kind (`byte` or `stage`, as in StepRecord) and number of rows, padding included,
+    ran in a tick: as captured graphs, or operation by operation."""
+
+    kind: Literal["byte", "stage"]
+    bucket: int
+    mode: Literal["graph", "eager"]
+    count: int
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's state after a tick. Counts that end in `_total` only grow.
 
@@ -190,6 +200,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_bytes: int = 0  # held by snapshots, beside the pages they share with rows
     park_waits: tuple[tuple[int, float], ...] = ()
     steps: tuple[StepRecord, ...] = ()  # of this tick
+    replays: tuple[GraphReplays, ...] = ()  # of this tick
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -202,7 +213,8 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What an engine says of itself once, when it is ready to serve.
 
-    `kernels` is the code that runs the model: `torch`, or `native` with its instruction set and quantization.
+    `kernels` is the code that runs the model: `torch`, `triton`, or `native` with its instruction set and quantization.
+    `num_graphs` steps are captured, in so many seconds and bytes of the GPU's memory.
     """
 
     model: str
@@ -214,6 +226,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stages: tuple[StageInfo, ...]
     embedding_parameters: int
     load_seconds: float
+    num_graphs: int = 0
+    capture_seconds: float = 0.0
+    capture_bytes: int = 0
 
 
 class StageInfo(msgspec.Struct, frozen=True, kw_only=True):

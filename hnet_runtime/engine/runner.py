@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hnet_runtime.engine.messages import Chunk, StepRecord
+from hnet_runtime.engine.graphs import StepGraphs
+from hnet_runtime.engine.messages import Chunk, GraphReplays, StepRecord
 from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
 from hnet_runtime.state.arenas import ModelState
 
@@ -48,7 +49,7 @@ class PrefillResult:
 
 
 class Model(Protocol):
-    """What runs rows: `hierarchy.HNet` in torch, or `native.NativeHNet`."""
+    """What runs rows: `hierarchy.HNet` in torch, `captured.CapturedHNet` on a GPU, or `native.NativeHNet`."""
 
     def run(
         self, state: ModelState, rows: Sequence[int], pieces: Sequence[bytes], num_logits: Sequence[int]
@@ -60,10 +61,10 @@ class Model(Protocol):
 
 
 class Runner:
-    """A model and the memory of its rows."""
+    """A model and the memory of its rows. graphs: what replays its steps, where something does."""
 
-    def __init__(self, model: Model, state: ModelState) -> None:
-        self._model, self._state = model, state
+    def __init__(self, model: Model, state: ModelState, graphs: StepGraphs | None = None) -> None:
+        self._model, self._state, self._graphs = model, state, graphs
 
     @property
     def state(self) -> ModelState:
@@ -98,6 +99,10 @@ class Runner:
             records=[StepRecord("prefill", each.stage, each.positions, each.seconds) for each in result.work],
             work=list(result.work),
         )
+
+    def take_replays(self) -> tuple[GraphReplays, ...]:
+        """Of static steps, since the last call."""
+        return self._graphs.take() if self._graphs is not None else ()
 
     def num_fed(self, row: int) -> int:
         """Bytes that a row has run."""

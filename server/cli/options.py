@@ -33,9 +33,9 @@ def engine_options(command: _F) -> _F:
     )(command)
     command = option(
         "--kernels",
-        type=click.Choice(["auto", "native", "torch"]),
+        type=click.Choice(["auto", "native", "torch", "triton"]),
         default="auto",
-        help="Code that runs the model; auto is native kernels on a CPU where they are built, else torch.",
+        help="Code that runs the model; auto is native kernels on a CPU where they are built, Triton's on a GPU.",
     )(command)
     command = option(
         "--dtype",

@@ -22,6 +22,7 @@ ENGINE_OPTIONS = (
     *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "weight_cache"),
     *("prefill_share", "batching", "max_park_ticks", "max_park_seconds"),
     *("prefix_cache_memory", "prefix_cache_interval", "debug_checks"),
+    *("enforce_eager", "max_graphs", "gpu_memory_utilization"),
 )
 
 
@@ -30,7 +31,7 @@ ENGINE_OPTIONS = (
 @engine_options
 @option("--host", default="127.0.0.1", help="Address to listen on.")
 @option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
-@option("--max-num-seqs", type=click.IntRange(1), help="Rows: requests that run at once. [default: 64 on CPU]")
+@option("--max-num-seqs", type=click.IntRange(1), help="Rows: requests that run at once. [default: 64; GPU: to 256]")
 @option("--max-model-len", type=click.IntRange(2), default=8192, help="Bytes of prompt and completion together.")
 @option("--kv-memory", type=Bytes(), help="Memory for keys and values, such as 2G.")
 @option("--weight-cache", help="Directory for packed weights of large models, or off. [default: the user's cache]")
@@ -63,6 +64,14 @@ ENGINE_OPTIONS = (
     "--prefix-cache-interval",
     type=click.IntRange(1),
     help="Prompt bytes between two states kept for the prefix cache. [default: 64, or more for large models]",
+)
+@option("--enforce-eager", is_flag=True, help="On a GPU, run steps operation by operation, not as captured graphs.")
+@option("--max-graphs", type=click.IntRange(1), default=128, help="Most steps that are captured on a GPU.")
+@option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    help="Share of a GPU's memory that weights, rows, keys and values may take together.",
 )
 @option("--debug-checks", is_flag=True, help="Check after every step that no row and no page is lost.")
 @option(

@@ -7,7 +7,7 @@ anew is bound to nobody, and memory made in the run keeps its place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Tape(AllowList):
 class EmulatedGraphs:
     """Captures steps as the engine's graphs are captured, and replays them."""
 
-    mode = "emulated"
+    mode: Literal["graph", "eager"] = "graph"
     num_bytes = 0
 
     def __init__(self, *, spoils: bool = False) -> None:

@@ -53,7 +53,7 @@ def check_weights(config: ModelConfig, dtype: torch.dtype, engine: EngineConfig,
     if wanted > usable:
         raise EngineError(
             f"gpu_memory_utilization {engine.gpu_memory_utilization}: {_told(memory, engine)}; weights take "
-            f"{_gib(wanted)}, {_gib(wanted - usable)} more than there is: raise it, free the GPU, or take a larger one"
+            f"{_size(wanted)}, {_size(wanted - usable)} more than there is: raise it, free the GPU, or take a larger one"
         )
 
 
@@ -64,14 +64,15 @@ def plan_memory(config: ModelConfig, dtype: torch.dtype, engine: EngineConfig, m
     per_row = state_bytes_per_row(config, dtype, engine.max_model_len)
     per_position = kv_bytes_per_position(config, dtype, engine.max_model_len)
     longest = -(-engine.max_model_len // PAGE) * PAGE
+    kept = (longest + PAGE) * per_position  # for one request whatever else; page 0 is padding's
     num_rows = engine.max_num_seqs
     if num_rows is None:
-        num_rows = max(min(DEFAULT_ROWS, int(usable * _STATE_SHARE) // max(per_row, 1) - 1), 1)
+        most = min(int(usable * _STATE_SHARE), usable - kept)
+        num_rows = max(min(DEFAULT_ROWS, most // max(per_row, 1) - 1), 1)
     state = (num_rows + 1) * per_row
     cache = engine.prefix_cache_memory
     if cache is None:
-        cache = max(min(int(usable * _CACHE_SHARE), _CACHE_MOST, usable - state - longest * per_position), 0)
-    # A page more than is counted in positions: page 0 is padding's.
+        cache = max(min(int(usable * _CACHE_SHARE), _CACHE_MOST, usable - state - kept), 0)
     left = usable - state - cache - PAGE * per_position
     budget = left if engine.kv_memory is None else engine.kv_memory
     positions = num_rows * longest
@@ -81,10 +82,10 @@ def plan_memory(config: ModelConfig, dtype: torch.dtype, engine: EngineConfig, m
     if positions < engine.max_model_len or missing > 0:
         raise EngineError(
             f"gpu_memory_utilization {engine.gpu_memory_utilization}: {_told(memory, engine)}; state of {num_rows} "
-            f"rows takes {_gib(state)} ({_gib(per_row)} a row), kept prefixes {_gib(cache)}, keys and values of one "
-            f"request of max_model_len {engine.max_model_len} {_gib(longest * per_position)}"
-            + (f", kv_memory is {_gib(engine.kv_memory)}" if engine.kv_memory is not None else "")
-            + (f": {_gib(missing)} more than there is" if missing > 0 else "")
+            f"rows takes {_size(state)} ({_size(per_row)} a row), kept prefixes {_size(cache)}, keys and values of one "
+            f"request of max_model_len {engine.max_model_len} {_size(longest * per_position)}"
+            + (f", kv_memory is {_size(engine.kv_memory)}" if engine.kv_memory is not None else "")
+            + (f": {_size(missing)} more than there is" if missing > 0 else "")
             + "; lower max_num_seqs, max_model_len or prefix_cache_memory, or raise the share"
         )
     return MemoryPlan(num_rows, positions, cache)
@@ -93,10 +94,10 @@ def plan_memory(config: ModelConfig, dtype: torch.dtype, engine: EngineConfig, m
 def _told(memory: GpuMemory, engine: EngineConfig) -> str:
     usable = memory.usable(engine.gpu_memory_utilization)
     return (
-        f"the GPU has {_gib(memory.total)}, {_gib(memory.total - memory.free)} of it taken (weights that are loaded "
-        f"included), and with {_gib(int(memory.total * _WORKING_SHARE))} to work in {_gib(max(usable, 0))} are left"
+        f"the GPU has {_size(memory.total)}, {_size(memory.total - memory.free)} of it taken (weights that are loaded "
+        f"included), and with {_size(int(memory.total * _WORKING_SHARE))} to work in {_size(max(usable, 0))} are left"
     )
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.1f} MiB"

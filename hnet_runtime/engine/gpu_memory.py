@@ -53,7 +53,7 @@ def check_weights(config: ModelConfig, dtype: torch.dtype, engine: EngineConfig,
     if wanted > usable:
         raise EngineError(
             f"gpu_memory_utilization {engine.gpu_memory_utilization}: {_told(memory, engine)}; weights take "
-            f"{_size(wanted)}, {_size(wanted - usable)} more than there is: raise it, free the GPU, or take a larger one"
+            f"{_size(wanted)}, {_size(wanted - usable)} more than there is: raise it, or take a larger GPU"
         )
 
 

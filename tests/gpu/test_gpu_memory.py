@@ -74,12 +74,12 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded():
 
 def test_rows_and_keys_that_do_not_fit_are_refused_with_the_numbers():
     config = ModelConfig.official("hnet_1stage_XL")
-    engine = EngineConfig(max_num_seqs=2000)
+    engine = EngineConfig(max_num_seqs=3000)
     with pytest.raises(EngineError) as caught:
         plan_memory(config, BF16, engine, after_weights(config, 24 * GIB))
     message = str(caught.value)
     per_row = state_bytes_per_row(config, BF16, engine.max_model_len)
-    assert f"state of 2000 rows takes {2001 * per_row / GIB:.2f} GiB" in message
+    assert f"state of 3000 rows takes {3001 * per_row / GIB:.2f} GiB" in message
     assert "keys and values of one request of max_model_len 8192" in message
     assert "more than there is; lower max_num_seqs" in message
     assert "\n" not in message

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -296,7 +297,7 @@ def decode_attention(
     if pieces > 1:
         largest, total = torch.empty((2, count, pieces, heads), dtype=torch.float32, device=q.device).unbind(0)
         mixed = torch.empty((count, pieces, heads, head_dim), dtype=torch.float32, device=q.device)
-    common = {"HEADS": heads, "HEAD_DIM": head_dim, "WINDOW": window, "PIECES": pieces, "PIECE": PIECE}
+    common: dict[str, Any] = {"HEADS": heads, "HEAD_DIM": head_dim, "WINDOW": window, "PIECES": pieces, "PIECE": PIECE}
     block_p = power_of_two(head_dim)
     launch(
         _attend_piece,

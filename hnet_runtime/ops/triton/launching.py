@@ -24,7 +24,7 @@ OPERATIONS: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it was launched: its arguments by name (tensors and numbers), its compile-time constants and options.
+    """One kernel as it was launched: its arguments by name (tensors and numbers), constants, and the compiler's options.
 
     What Triton specializes a kernel for beside its constants, it is told of the arguments as here: whether a tensor
     begins at, and a number is, a multiple of 16; and a number that is 1 becomes a constant.
@@ -34,7 +34,7 @@ class Launch:
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
-    options: dict[str, Any]  # of the compiler: num_warps, num_stages, enable_fp_fusion
+    options: dict[str, Any]  # num_warps, num_stages, enable_fp_fusion
 
     @property
     def name(self) -> str:

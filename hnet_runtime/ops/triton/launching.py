@@ -24,7 +24,7 @@ OPERATIONS: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it was launched: its arguments by name (tensors and numbers), constants, and the compiler's options.
+    """One kernel as it was launched: arguments by name (tensors and numbers), constants, and options of the compiler.
 
     What Triton specializes a kernel for beside its constants, it is told of the arguments as here: whether a tensor
     begins at, and a number is, a multiple of 16; and a number that is 1 becomes a constant.

@@ -44,7 +44,7 @@ def model_dtype(launch: Launch) -> str:
 
 
 def table(compiled: Iterable[Compiled]) -> str:
-    """A row for each kernel and dtype: the worst of its numbers, and each constant of a model that differs, with all its values."""
+    """A row for each kernel and dtype: the worst of its numbers, and all values of a model's constants that differ."""
 
     def group_of(each: Compiled) -> tuple[str, str]:
         return each.launch.name, model_dtype(each.launch)

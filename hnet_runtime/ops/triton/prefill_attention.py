@@ -19,7 +19,8 @@ from hnet_runtime.ops.triton.launching import blocks, launch, power_of_two
 from hnet_runtime.ops.triton.packed_spans import TILE, PackedSpans, position_stride
 from hnet_runtime.ops.triton.products import block_of, product, wide_product
 
-ATTEND_WARPS, ATTEND_STAGES = 4, 1
+QUERIES, KEYS, ATTEND_WARPS = 64, 64, 4  # of one program; of one of its turns
+FP32_QUERIES, FP32_KEYS, FP32_ATTEND_WARPS = 32, 32, 8  # fp32 operands take more registers
 KEEP_CHANNELS, KEEP_WARPS = 1024, 4
 ROTATE_WARPS = 1
 
@@ -71,52 +72,54 @@ def attend_spans(
     P: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
     PAGED: tl.constexpr,
     WINDOWED: tl.constexpr,
     NARROW: tl.constexpr,
 ):
     """One tile of queries of one head, over the blocks of keys that any of them sees, in order of position."""
-    head, tile = tl.program_id(0), tl.program_id(1)
+    head = tl.program_id(0)
+    tile, part = tl.program_id(1) // (TILE // QUERIES), tl.program_id(1) % (TILE // QUERIES)
     span = tl.load(tile_span_ptr + tile)
     begin = tl.load(tile_begin_ptr + tile)
     size = tl.load(tile_size_ptr + tile)
     start = tl.load(starts_ptr + span)
     row = tl.load(rows_ptr + span)
-    index, channels = tl.arange(0, TILE), tl.arange(0, BLOCK_P)
+    channels = tl.arange(0, BLOCK_P)
     inside = channels < P
     # A query stands in the tile where its absolute position says, however its span is cut.
     earliest, latest = start + begin, start + begin + size - 1
-    queries = earliest // TILE * TILE + index
+    first = earliest // TILE * TILE + part * QUERIES
+    queries = first + tl.arange(0, QUERIES)
     own = (queries >= earliest) & (queries <= latest)
     places = tl.load(offsets_ptr + queries - start, mask=own, other=0) + span
     places = tl.where(own, places, 0)
     mask = own[:, None] & inside[None, :]
     within = head * P + channels
-    q = tl.load(q_ptr + places[:, None] * q_stride + within[None, :], mask=mask, other=0.0).to(tl.float32)
+    q = tl.load(q_ptr + places[:, None] * q_stride + within[None, :], mask=mask, other=0.0)
 
+    earliest, latest = tl.maximum(earliest, first), tl.minimum(latest, first + QUERIES - 1)
     oldest = tl.zeros_like(earliest)
     if WINDOWED:
         oldest = tl.maximum(earliest - window, 0)
-    largest = tl.full((TILE,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((TILE,), dtype=tl.float32)
-    out = tl.zeros((TILE, BLOCK_P), dtype=tl.float32)
-    for block in range(oldest // TILE, latest // TILE + 1):
-        positions = block * TILE + index
+    largest = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((QUERIES,), dtype=tl.float32)
+    out = tl.zeros((QUERIES, BLOCK_P), dtype=tl.float32)
+    for block in range(oldest // KEYS, latest // KEYS + 1):
+        positions = block * KEYS + tl.arange(0, KEYS)
         kept = (positions >= oldest) & (positions < start)
         new = (positions >= start) & (positions <= latest)
         if PAGED:
-            slots = tl.load(table_ptr + row * table_stride + block) * TILE + index
+            slots = tl.load(table_ptr + row * table_stride + block * KEYS // TILE) * TILE + positions % TILE
         else:
             slots = row * capacity + positions % capacity
-        found = slots[:, None] * (H * P) + within[None, :]
-        kept_mask = kept[:, None] & inside[None, :]
-        new_places = tl.load(offsets_ptr + positions - start, mask=new, other=0) + span
-        new_places = tl.where(new, new_places, 0)
-        new_mask = new[:, None] & inside[None, :]
-        k = tl.load(k_store_ptr + found, mask=kept_mask, other=0.0).to(tl.float32)
-        k += tl.load(k_ptr + new_places[:, None] * k_stride + within[None, :], mask=new_mask, other=0.0).to(tl.float32)
-        v = tl.load(v_store_ptr + found, mask=kept_mask, other=0.0).to(tl.float32)
-        v += tl.load(v_ptr + new_places[:, None] * v_stride + within[None, :], mask=new_mask, other=0.0).to(tl.float32)
+        found = slots * (H * P)
+        fresh = tl.load(offsets_ptr + positions - start, mask=new, other=0) + span
+        there = (kept | new)[:, None] & inside[None, :]
+        own_key = new[:, None]
+        k_at = tl.where(own_key, (k_ptr + fresh * k_stride)[:, None], (k_store_ptr + found)[:, None])
+        k = tl.load(k_at + within[None, :], mask=there, other=0.0)
 
         seen = positions[None, :] <= queries[:, None]
         if WINDOWED:
@@ -128,6 +131,8 @@ def attend_spans(
         factor = tl.exp(largest - reference)
         weights = tl.exp(scores - reference[:, None])
         total = total * factor + tl.sum(weights, 1)
+        v_at = tl.where(own_key, (v_ptr + fresh * v_stride)[:, None], (v_store_ptr + found)[:, None])
+        v = tl.load(v_at + within[None, :], mask=there, other=0.0)
         out = out * factor[:, None] + wide_product(weights, v, NARROW)
         largest = new_largest
     out = out / total[:, None]
@@ -239,17 +244,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, k_store: Tensor, v_store: Tensor, ke
     packed = PackedSpans.of(keys.spans)
     _, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    paged = keys.table is not None
+    narrow, paged = q.dtype == torch.bfloat16, keys.table is not None
+    queries, key_block, warps = (QUERIES, KEYS, ATTEND_WARPS)
+    if not narrow:
+        queries, key_block, warps = FP32_QUERIES, FP32_KEYS, FP32_ATTEND_WARPS
     table = keys.table if keys.table is not None else packed.rows  # not read in a ring
     table_stride = table.stride(0) if paged else 0
     launch(
-        attend_spans, (heads, packed.num_tiles),
+        attend_spans, (heads, packed.num_tiles * (TILE // queries)),
         q, k, v, k_store, v_store, table, out,
         packed.tile_span, packed.tile_begin, packed.tile_size, packed.offsets, packed.rows, packed.starts,
         position_stride(q), position_stride(k), position_stride(v), table_stride, keys.capacity or 0, keys.window,
         head_dim**-0.5,
-        H=heads, P=head_dim, BLOCK_P=block_of(head_dim), TILE=TILE, PAGED=paged, WINDOWED=keys.window >= 0,
-        NARROW=q.dtype == torch.bfloat16, num_warps=ATTEND_WARPS, num_stages=ATTEND_STAGES,
+        H=heads, P=head_dim, BLOCK_P=block_of(head_dim), TILE=TILE, QUERIES=queries, KEYS=key_block, PAGED=paged,
+        WINDOWED=keys.window >= 0, NARROW=narrow, num_warps=warps,
     )  # fmt: skip
     keep(k, v, k_store, v_store, keys)
     return out

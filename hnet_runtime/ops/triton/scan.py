@@ -29,7 +29,8 @@ SCRATCH_BYTES = 256 << 20
 """Most memory for the states between tiles. More tiles than fit run in turns, with the same bits: what is carried from
 turn to turn is what is carried from tile to tile."""
 
-PRODUCTS_WARPS, STATES_WARPS, PASS_WARPS, OUTPUT_WARPS = 4, 4, 4, 4
+PRODUCTS_WARPS, STATES_WARPS, PASS_WARPS, OUTPUT_WARPS = 4, 8, 4, 8
+FP32_SLICE = 32  # of N at once in products of fp32 operands, which take more registers
 PASS_BLOCK = 1024  # of a state's P·N numbers in one program that passes it on
 
 
@@ -63,7 +64,7 @@ def tile_products(
     c_stride,
     b_stride,
     N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    SLICE: tl.constexpr,
     TILE: tl.constexpr,
     NARROW: tl.constexpr,
 ):
@@ -72,13 +73,15 @@ def tile_products(
     tile = first + here
     size = tl.load(tile_size_ptr + tile)
     places, own = _places(offsets_ptr, tl.load(tile_span_ptr + tile), tl.load(tile_begin_ptr + tile), size, TILE)
-    states = tl.arange(0, BLOCK_N)
-    mask = own[:, None] & (states < N)[None, :]
-    c = tl.load(c_ptr + places[:, None] * c_stride + states[None, :], mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(b_ptr + places[:, None] * b_stride + states[None, :], mask=mask, other=0.0).to(tl.float32)
+    products = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for at in range(0, N, SLICE):
+        states = at + tl.arange(0, SLICE)
+        mask = own[:, None] & (states < N)[None, :]
+        c = tl.load(c_ptr + places[:, None] * c_stride + states[None, :], mask=mask, other=0.0)
+        b = tl.load(b_ptr + places[:, None] * b_stride + states[None, :], mask=mask, other=0.0)
+        products += product(c, tl.trans(b), NARROW)
     index = tl.arange(0, TILE)
-    out = products_ptr + here * TILE * TILE + index[:, None] * TILE + index[None, :]
-    tl.store(out, product(c, tl.trans(b), NARROW))
+    tl.store(products_ptr + here * TILE * TILE + index[:, None] * TILE + index[None, :], products)
 
 
 @triton.jit
@@ -101,7 +104,7 @@ def tile_states(
     P: tl.constexpr,
     N: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    SLICE: tl.constexpr,
     TILE: tl.constexpr,
     NARROW: tl.constexpr,
 ):
@@ -111,7 +114,7 @@ def tile_states(
     tile = first + here
     size = tl.load(tile_size_ptr + tile)
     places, own = _places(offsets_ptr, tl.load(tile_span_ptr + tile), tl.load(tile_begin_ptr + tile), size, TILE)
-    channels, states = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N)
+    channels, states = tl.arange(0, BLOCK_P), tl.program_id(2) * SLICE + tl.arange(0, SLICE)
     dt, total, end = _decays(dt_ptr, a_ptr, places, own, head, dt_stride)
     weight = tl.exp((end - total).to(tl.float32)) * dt
     x = tl.load(
@@ -121,11 +124,12 @@ def tile_states(
     ).to(tl.float32)
     b = tl.load(
         b_ptr + places[:, None] * b_stride + states[None, :], mask=own[:, None] & (states < N)[None, :], other=0.0
-    ).to(tl.float32)
+    )
     added = wide_product(tl.trans(x * weight[:, None]), b, NARROW)  # [P, N]
     out = states_ptr + (here * H + head) * P * N + channels[:, None] * N + states[None, :]
     tl.store(out, added, mask=(channels < P)[:, None] & (states < N)[None, :])
-    tl.store(decay_ptr + here * H + head, tl.exp(end.to(tl.float32)))
+    if tl.program_id(2) == 0:
+        tl.store(decay_ptr + here * H + head, tl.exp(end.to(tl.float32)))
 
 
 @triton.jit
@@ -185,7 +189,7 @@ def tile_output(
     P: tl.constexpr,
     N: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    SLICE: tl.constexpr,
     TILE: tl.constexpr,
     NARROW: tl.constexpr,
 ):
@@ -195,19 +199,23 @@ def tile_output(
     tile = first + here
     size = tl.load(tile_size_ptr + tile)
     places, own = _places(offsets_ptr, tl.load(tile_span_ptr + tile), tl.load(tile_begin_ptr + tile), size, TILE)
-    index, channels, states = tl.arange(0, TILE), tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N)
+    index, channels = tl.arange(0, TILE), tl.arange(0, BLOCK_P)
     dt, total, _ = _decays(dt_ptr, a_ptr, places, own, head, dt_stride)
 
     # From the state before the tile: C Sᵀ, as S Cᵀ turned over, because S is the wide one.
-    before = tl.load(
-        states_ptr + (here * H + head) * P * N + channels[:, None] * N + states[None, :],
-        mask=(channels < P)[:, None] & (states < N)[None, :],
-        other=0.0,
-    )
-    c = tl.load(
-        c_ptr + places[:, None] * c_stride + states[None, :], mask=own[:, None] & (states < N)[None, :], other=0.0
-    ).to(tl.float32)
-    y = tl.trans(wide_product(before, tl.trans(c), NARROW)) * tl.exp(total.to(tl.float32))[:, None]
+    turned = tl.zeros((BLOCK_P, TILE), dtype=tl.float32)
+    for at in range(0, N, SLICE):
+        states = at + tl.arange(0, SLICE)
+        before = tl.load(
+            states_ptr + (here * H + head) * P * N + channels[:, None] * N + states[None, :],
+            mask=(channels < P)[:, None] & (states < N)[None, :],
+            other=0.0,
+        )
+        c = tl.load(
+            c_ptr + places[:, None] * c_stride + states[None, :], mask=own[:, None] & (states < N)[None, :], other=0.0
+        )
+        turned += wide_product(before, tl.trans(c), NARROW)
+    y = tl.trans(turned) * tl.exp(total.to(tl.float32))[:, None]
 
     # From the tile's own positions. L as two fp32 numbers: the difference of the high parts is off by less than the
     # low parts know.
@@ -217,11 +225,9 @@ def tile_output(
     decay = tl.exp(tl.where(index[:, None] >= index[None, :], between, float("-inf")))
     products = tl.load(products_ptr + here * TILE * TILE + index[:, None] * TILE + index[None, :])
     channel_mask = own[:, None] & (channels < P)[None, :]
-    x = tl.load(x_ptr + places[:, None] * x_stride + head * P + channels[None, :], mask=channel_mask, other=0.0).to(
-        tl.float32
-    )
+    x = tl.load(x_ptr + places[:, None] * x_stride + head * P + channels[None, :], mask=channel_mask, other=0.0)
     y += wide_product(products * decay * dt[None, :], x, NARROW)
-    y += tl.load(d_ptr + head) * x
+    y += tl.load(d_ptr + head) * x.to(tl.float32)
     out = y_ptr + (places[:, None] * H + head) * P + channels[None, :]
     tl.store(out, y.to(y_ptr.dtype.element_ty), mask=channel_mask)
 
@@ -255,7 +261,8 @@ def selective_scan(
     )
     tiles = (packed.tile_span, packed.tile_begin, packed.tile_size, packed.offsets)
     narrow = all(each.dtype == torch.bfloat16 for each in (x, b, c))
-    of_states: dict[str, Any] = {"N": num_states, "BLOCK_N": block_of(num_states), "TILE": TILE, "NARROW": narrow}
+    at_once = block_of(num_states) if narrow else min(block_of(num_states), FP32_SLICE)
+    of_states: dict[str, Any] = {"N": num_states, "SLICE": at_once, "TILE": TILE, "NARROW": narrow}
     of_heads = {"H": heads, "P": channels, "BLOCK_P": block_of(channels), **of_states}
     size = channels * num_states
     for first in range(0, packed.num_tiles, turn):
@@ -266,7 +273,7 @@ def selective_scan(
             num_warps=PRODUCTS_WARPS, **of_states,
         )  # fmt: skip
         launch(
-            tile_states, (heads, last - first),
+            tile_states, (heads, last - first, blocks(num_states, at_once)),
             x, dt, a, b, states, decay, *tiles, first, x_stride, dt_stride, b_stride,
             num_warps=STATES_WARPS, **of_heads,
         )  # fmt: skip

@@ -14,18 +14,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from closeness import FP32 as SUMS
 from closeness import close
 from closeness import noise as normal
+from library_stand_ins import causal_conv1d_fn, flash_attn_varlen_func
 from torch import Tensor
 
 from hnet_runtime.ops import attention, conv, ema, rotary, ssm
 from hnet_runtime.ops.attention import KeyGrid
 from hnet_runtime.ops.spans import Spans
-from hnet_runtime.ops.triton import conv_spans, prefill_attention, scan, smooth
+from hnet_runtime.ops.triton import adapters, conv_spans, prefill_attention, scan, smooth
 from hnet_runtime.ops.triton.packed_spans import TILE
 from hnet_runtime.state.rows import PAGE, PagePool, RingSlots
 
@@ -264,6 +266,54 @@ def attend_cuts(window: int, paged: bool) -> None:
     same(run([1, 63, 30, 46], company=True), whole, "out")
 
 
+# ── other projects' kernels, by stand-ins ──────────────────────────────────────────────────────────
+
+CONVOLVED = {"one of 1": ([3], [7], [1]), "one": ([3], [0], [37]), "equal": ([4, 1, 2], [0, 9, 100], [20, 20, 20])}
+
+
+def conv_library_case(name: str, channels: int, dtype: torch.dtype, taken: bool) -> None:
+    calls: list[int] = []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return causal_conv1d_fn(*arguments, **named)
+
+    spans = Spans.of(*(CONVOLVED | SPANS)[name], CPU)[0]
+    x = noise(spans.total, channels + 16, seed=1, dtype=dtype)[:, 8 : 8 + channels]
+    before = noise(ROWS, 3, channels, seed=2, dtype=dtype)
+    weight, bias = noise(4, channels, seed=3), noise(channels, seed=4)
+    expected_state, found_state = before.clone(), before.clone()
+    expected = conv.causal_conv(x, expected_state, spans, weight, bias)
+    found = adapters.conv_with(counted)(x, found_state, spans, weight, bias, out_dtype=dtype)
+    close(found, expected.to(dtype))
+    same(found_state, expected_state, "states")
+    assert bool(calls) == taken, "the library's kernel" + (" was not called" if taken else " was called")
+
+
+def attend_library_case(rows: list[int], lengths: list[int], window: int, paged: bool) -> None:
+    """Spans that begin at 0 go to the library, those that go on from kept keys to ours."""
+    calls: list[int] = []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return flash_attn_varlen_func(*arguments, **named)
+
+    attend = adapters.attend_with(counted)
+    expected_store, found_store = (Store(window, paged, 2, 16, BF16, math.nan) for _ in range(2))
+    starts = [0] * len(rows)
+    for taken in (True, False):
+        spans = Spans.of(rows, starts, lengths, CPU)[0]
+        q, k, v = noise(spans.total, 3, 2, 16, seed=len(calls), dtype=BF16).unbind(1)
+        expected = expected_store.twin(spans, q, k, v)
+        keys = prefill_attention.Keys(spans, window, found_store.table, found_store.capacity)
+        found = attend(q, k, v, found_store.k, found_store.v, keys)
+        close(found, expected, tolerance(BF16))
+        for name in ("k", "v"):
+            same(getattr(found_store, name).nan_to_num(9.0), getattr(expected_store, name).nan_to_num(9.0), name)
+        assert len(calls) == 1, "called once, for spans that begin at 0" if taken else "called for spans that go on"
+        starts = lengths
+
+
 ATTENTION = {
     "pages, all": (-1, True),
     "pages, window": (70, True),
@@ -303,6 +353,15 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "attend official head", lambda: attend_case(TICKS[:2], -1, True, 1, 96, BF16)
     for name in ("pages, all", "pages, window", "ring of 6", "ring of 64", "ring of 101"):
         yield f"attend cuts {name}", lambda s=ATTENTION[name]: attend_cuts(*s)
+
+    for name in CONVOLVED:
+        for dtype in (FP32, BF16):
+            yield f"conv by library {name} {dtype}", lambda n=name, d=dtype: conv_library_case(n, 24, d, taken=True)
+    yield "conv by library ragged", lambda: conv_library_case("ragged", 24, BF16, taken=False)
+    yield "conv by library odd channels", lambda: conv_library_case("one", 20, BF16, taken=False)
+    for name in ("pages, all", "ring of 6"):
+        yield f"attend by library {name}", lambda s=ATTENTION[name]: attend_library_case([2, 5, 1], [9, 70, 33], *s)
+        yield f"attend by library one, {name}", lambda s=ATTENTION[name]: attend_library_case([3], [66], *s)
 
 
 def main() -> int:

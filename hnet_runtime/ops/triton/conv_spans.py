@@ -116,9 +116,15 @@ def causal_conv(
         total, x_stride,
         E=channels, K=taps, BLOCK_T=CONV_POSITIONS, BLOCK_E=CONV_CHANNELS, num_warps=CONV_WARPS,
     )  # fmt: skip
+    carry(x, state, spans)
+    return out
+
+
+def carry(x: Tensor, state: Tensor, spans: Spans) -> None:
+    """The last K − 1 inputs of each span take the place of what its row carried, in [rows, K − 1, E] `state`."""
+    packed, channels = PackedSpans.of(spans), x.shape[1]
     launch(
         carry_spans, (blocks(channels, CARRY_CHANNELS), len(packed)),
-        x, state, packed.rows, packed.lengths, packed.offsets, x_stride,
-        E=channels, K=taps, BLOCK_E=CARRY_CHANNELS, num_warps=CARRY_WARPS,
+        x, state, packed.rows, packed.lengths, packed.offsets, position_stride(x),
+        E=channels, K=state.shape[1] + 1, BLOCK_E=CARRY_CHANNELS, num_warps=CARRY_WARPS,
     )  # fmt: skip
-    return out

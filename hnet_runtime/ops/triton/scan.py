@@ -30,7 +30,7 @@ SCRATCH_BYTES = 256 << 20
 turn to turn is what is carried from tile to tile."""
 
 PRODUCTS_WARPS, STATES_WARPS, PASS_WARPS, OUTPUT_WARPS = 4, 8, 4, 8
-FP32_SLICE = 32  # of N at once in products of fp32 operands, which take more registers
+FP32_SLICE = 32  # of N, and of P in the output, at once where operands are fp32, which takes more registers
 PASS_BLOCK = 1024  # of a state's P·N numbers in one program that passes it on
 
 
@@ -199,7 +199,7 @@ def tile_output(
     tile = first + here
     size = tl.load(tile_size_ptr + tile)
     places, own = _places(offsets_ptr, tl.load(tile_span_ptr + tile), tl.load(tile_begin_ptr + tile), size, TILE)
-    index, channels = tl.arange(0, TILE), tl.arange(0, BLOCK_P)
+    index, channels = tl.arange(0, TILE), tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
     dt, total, _ = _decays(dt_ptr, a_ptr, places, own, head, dt_stride)
 
     # From the state before the tile: C Sᵀ, as S Cᵀ turned over, because S is the wide one.
@@ -264,6 +264,7 @@ def selective_scan(
     at_once = block_of(num_states) if narrow else min(block_of(num_states), FP32_SLICE)
     of_states: dict[str, Any] = {"N": num_states, "SLICE": at_once, "TILE": TILE, "NARROW": narrow}
     of_heads = {"H": heads, "P": channels, "BLOCK_P": block_of(channels), **of_states}
+    of_output = of_heads if narrow else of_heads | {"BLOCK_P": min(block_of(channels), FP32_SLICE)}
     size = channels * num_states
     for first in range(0, packed.num_tiles, turn):
         last = min(first + turn, packed.num_tiles)
@@ -283,8 +284,8 @@ def selective_scan(
             num_warps=PASS_WARPS, H=heads, SIZE=size, BLOCK=PASS_BLOCK,
         )  # fmt: skip
         launch(
-            tile_output, (heads, last - first),
+            tile_output, (heads, last - first, blocks(channels, of_output["BLOCK_P"])),
             products, states, x, dt, a, c, d, y, *tiles, first, x_stride, dt_stride, c_stride,
-            num_warps=OUTPUT_WARPS, **of_heads,
+            num_warps=OUTPUT_WARPS, **of_output,
         )  # fmt: skip
     return y

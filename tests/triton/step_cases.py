@@ -77,7 +77,7 @@ def test_gated_norm_step(dtype, width):
 
 @DTYPES
 @ROWS
-@pytest.mark.parametrize("taps", [2, 3, 4, 6])
+@pytest.mark.parametrize("taps", [2, 4, 6])
 @pytest.mark.parametrize("width", [20, 600])
 def test_conv_step(dtype, rows, taps, width):
     state = noise(NUM_ROWS, taps - 1, width).to(dtype)
@@ -225,9 +225,8 @@ def test_the_angles_are_the_twins():
     assert torch.equal(torch.sin(angle), sin[0, 0])
 
 
-@DTYPES
 @pytest.mark.parametrize(("window", "paged"), KEYS)
-@pytest.mark.parametrize(("heads", "head_dim"), [(1, 64), (2, 15)])
+@pytest.mark.parametrize(("dtype", "heads", "head_dim"), [(torch.bfloat16, 1, 64), (torch.float32, 2, 15)])
 def test_decode_attention(dtype, window, paged, heads, head_dim):
     length, rows = 600, [7, 3, 0]
     table = capacity = None

@@ -14,7 +14,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,6 +27,11 @@ from closeness import noise as normal
 from library_stand_ins import causal_conv1d_fn, flash_attn_varlen_func
 from torch import Tensor
 
+from hnet_runtime.checkpoint import load_weights, locate
+from hnet_runtime.config import BOS
+from hnet_runtime.model import blocks, hierarchy
+from hnet_runtime.model.hierarchy import HNet
+from hnet_runtime.model.results import Result
 from hnet_runtime.ops import attention, conv, ema, rotary, ssm
 from hnet_runtime.ops.attention import KeyGrid
 from hnet_runtime.ops.spans import Spans
@@ -266,6 +274,48 @@ def attend_cuts(window: int, paged: bool) -> None:
     same(run([1, 63, 30, 46], company=True), whole, "out")
 
 
+# ── a whole model ──────────────────────────────────────────────────────────────────────────────────
+
+
+def keys_of(spans: Spans, window: int, slots_of: Any, capacity: int | None) -> prefill_attention.Keys:
+    """What KeyGrid is given, for kernels."""
+    table = None if capacity else torch.from_numpy(slots_of.__self__.table)
+    return prefill_attention.Keys(spans, window, table, capacity)
+
+
+def model_case(name: str, dtype: torch.dtype) -> None:
+    """Prompts of two rows, piece by piece, through a golden model on the twins and on the kernels."""
+    source = locate(Path(__file__).parents[1] / "golden" / name)
+    model = HNet(source.config, load_weights(source, dtype=dtype, device=CPU))
+    text = bytes([BOS]) + b"It was late when the ferry came in; nobody answered. " * 4
+    ticks = [([1, 2], [text[:70], text[:9]]), ([2, 1], [text[9:40], text[70:75]]), ([1], [text[75:150]])]
+
+    def run() -> list[Result]:
+        state = model.new_state(num_rows=3, kv_positions=512, max_positions=512)
+        return [model.run(state, rows, pieces, [len(piece) for piece in pieces]) for rows, pieces in ticks]
+
+    expected = run()
+    kernels = {
+        blocks: {
+            "causal_conv": conv_spans.causal_conv,
+            "selective_scan": scan.selective_scan,
+            "rotate": prefill_attention.rotate,
+            "attend": prefill_attention.attend,
+        },
+        hierarchy: {"smooth": smooth.smooth, "KeyGrid": keys_of},
+    }
+    with ExitStack() as stack:
+        for module, ops in kernels.items():
+            for op, kernel in ops.items():
+                stack.enter_context(mock.patch.object(module, op, kernel))
+        found = run()
+    rounding = 0.0 if dtype == FP32 else 0.05  # a bf16 ulp a layer, on its way through all of them
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours.logits, theirs.logits, rounding + 50 * SUMS)
+        for verdicts, true in zip(ours.verdicts, theirs.verdicts, strict=True):
+            assert np.array_equal(verdicts.boundary, true.boundary), "boundaries"
+
+
 # ── other projects' kernels, by stand-ins ──────────────────────────────────────────────────────────
 
 CONVOLVED = {"one of 1": ([3], [7], [1]), "one": ([3], [0], [37]), "equal": ([4, 1, 2], [0, 9, 100], [20, 20, 20])}
@@ -354,6 +404,8 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for name in ("pages, all", "pages, window", "ring of 6", "ring of 64", "ring of 101"):
         yield f"attend cuts {name}", lambda s=ATTENTION[name]: attend_cuts(*s)
 
+    for name, dtype in (("a_1stage", FP32), ("b_2stage", FP32), ("g_2stage_bf16", BF16)):
+        yield f"model {name}", lambda n=name, d=dtype: model_case(n, d)
     for name in CONVOLVED:
         for dtype in (FP32, BF16):
             yield f"conv by library {name} {dtype}", lambda n=name, d=dtype: conv_library_case(n, 24, d, taken=True)

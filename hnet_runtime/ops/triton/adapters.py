@@ -65,7 +65,7 @@ def conv_with(function: Callable[..., Any]) -> Callable[..., Tensor]:
         if not takes_conv(x, state, spans, weight):
             return conv_spans.causal_conv(x, state, spans, weight, bias, out_dtype)
         carried = state.index_select(0, spans.row_index).transpose(1, 2)  # [R, E, K − 1]
-        batch = x.unflatten(0, (spans.longest, len(spans))).permute(1, 2, 0)  # [R, E, length]
+        batch = x.view(spans.longest, len(spans), -1).permute(1, 2, 0)  # [R, E, length]
         out = function(batch, weight.t(), bias, initial_states=carried, activation="silu")
         conv_spans.carry(x, state, spans)
         packed: Tensor = out.permute(2, 0, 1).reshape(x.shape)

@@ -237,10 +237,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, k_store: Tensor, v_store: Tensor, ke
     """ops.attention.attend: softmax(q Kᵀ / √P) V over the keys each query sees; then keeps k and v in the stores.
 
     q, k, v: [T, H, P] packed, rotated, heads and channels of a position side by side; k_store, v_store: [slots, H, P]
-    (updated in place) → [T, H, P] in q's dtype. Sums are in fp32 and go over blocks of 64 absolute positions in order,
-    with a running maximum: what a query gets depends on its own row only, however that is cut into spans. Raises
-    ValueError where they are not side by side.
+    (updated in place) → [T, H, P] in q's dtype. Sums are in fp32 over blocks of 64 absolute positions (of 32 in fp32
+    models) in order, with a running maximum: what a query gets depends on its own row only, however that is cut into
+    spans. Raises ValueError where they are not side by side, or the stores are not in the dtype of k and v.
     """
+    if not k.dtype == v.dtype == k_store.dtype == v_store.dtype:
+        raise ValueError(f"keys in {k.dtype} and {v.dtype}, stores in {k_store.dtype} and {v_store.dtype}")
     packed = PackedSpans.of(keys.spans)
     _, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

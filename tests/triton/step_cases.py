@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hnet_runtime.config import ModelConfig, tensor_shapes
+from hnet_runtime.model.captured import step_kinds
+from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops import attention, compaction, conv, ema, norm, router, sampling, ssm, swiglu
 from hnet_runtime.ops.rotary import rotary_table
 from hnet_runtime.ops.triton import attention as triton_attention
@@ -26,6 +29,7 @@ from hnet_runtime.ops.triton import ssm as triton_ssm
 from hnet_runtime.ops.triton import swiglu as triton_swiglu
 from hnet_runtime.ops.triton.launching import OPERATIONS
 from hnet_runtime.state.rows import PAGE, PagePool, RingSlots
+from tests.gpu.steps import StepSubject, captured
 from tests.triton.closeness import close, noise
 
 NUM_ROWS = 9
@@ -383,3 +387,36 @@ def test_arguments_that_would_be_copied_are_refused():
     one = torch.tensor([1])
     with pytest.raises(ValueError, match="a ring"):
         triton_attention.decode_attention(noise(1, 1, 8), noise(9, 1, 8), noise(9, 1, 8), one, one, None, -1, None, 9)
+
+
+def test_a_whole_step():
+    """Every kind of step of a model of three stages, kernels beside twins, from the same memory turn after turn."""
+    config = ModelConfig.from_dict(
+        {
+            "arch_layout": ["m1T1", ["T1", ["T1"], "m1"], "m1"],
+            "d_model": [32, 48, 64],
+            "d_intermediate": [64, 64, 96],
+            "vocab_size": 256,
+            "ssm_cfg": {"d_conv": 4, "expand": 4, "d_state": 16, "chunk_size": 64},
+            "attn_cfg": {"num_heads": [2, 3, 2], "rotary_emb_dim": [8, 8, 0], "window_size": [9, 70, -1]},
+            "tie_embeddings": False,
+        }
+    )
+    weights = {
+        key: (noise(*shape, seed=seed) * 0.2 + (1.0 if "norm" in key else 0.0))
+        for seed, (key, shape) in enumerate(tensor_shapes(config).items())
+    }
+    for stage, parks in step_kinds(len(config.stages)):
+        ours, theirs = (
+            StepSubject(captured(config, weights, ops=ops), stage, parks) for ops in (StepOps.triton(), StepOps.torch())
+        )
+        for turn in range(2):
+            for subject in (ours, theirs):
+                subject.fill(turn, 4)
+                with torch.inference_mode():
+                    subject.run(4)
+            for name, found in ours.read(turn).items():
+                close(found, theirs.read(turn)[name], 1e-4)
+            for name, found in ours.state.items():
+                own = found.shape[0] // ours.num_rows if found.shape[0] % ours.num_rows == 0 else PAGE
+                close(found[own:], theirs.state[name][own:], 1e-4)

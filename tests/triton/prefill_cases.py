@@ -114,6 +114,7 @@ def scan_strong_decay() -> None:
     inputs["dt"] = torch.where(torch.arange(spans.total)[:, None] % 7 == 0, 600.0, 1e-3)
     inputs["a"] = torch.tensor([-1.0])
     inputs["x"] = inputs["x"] / inputs["dt"][..., None]
+    inputs["d"] = torch.zeros(1)
     expected_state, found_state = (noise(ROWS, 1, 16, 16, seed=5) for _ in range(2))
     wide = {key: value.float().contiguous() for key, value in inputs.items()}
     expected = ssm.selective_scan(**wide, state=expected_state, spans=spans)
@@ -309,9 +310,9 @@ def model_case(name: str, dtype: torch.dtype) -> None:
             for op, kernel in ops.items():
                 stack.enter_context(mock.patch.object(module, op, kernel))
         found = run()
-    rounding = 0.0 if dtype == FP32 else 0.05  # a bf16 ulp a layer, on its way through all of them
+    rounding = 0.0 if dtype == FP32 else 0.03  # a bf16 ulp a layer, on its way through all of them
     for ours, theirs in zip(found, expected, strict=True):
-        close(ours.logits, theirs.logits, rounding + 50 * SUMS)
+        close(ours.logits, theirs.logits, rounding + tolerance(dtype))
         for verdicts, true in zip(ours.verdicts, theirs.verdicts, strict=True):
             assert np.array_equal(verdicts.boundary, true.boundary), "boundaries"
 

@@ -20,7 +20,7 @@ from hnet_runtime.ops.triton.packed_spans import TILE, PackedSpans, position_str
 from hnet_runtime.ops.triton.products import block_of, product, wide_product
 
 QUERIES, KEYS, ATTEND_WARPS = 64, 64, 4  # of one program; of one of its turns
-FP32_QUERIES, FP32_KEYS, FP32_ATTEND_WARPS = 32, 32, 8  # fp32 operands take more registers
+FP32_QUERIES, FP32_KEYS, FP32_ATTEND_WARPS = 16, 32, 4  # fp32 operands take more registers
 KEEP_CHANNELS, KEEP_WARPS = 1024, 4
 ROTATE_WARPS = 1
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ MEMORY_IS_KNOWN = Path("/proc/self/smaps_rollup").exists()
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends locust and the server with us
     if options.command == "list":
         for name in scenarios.names():
             print(f"{name:18} {scenarios.load(name).description}")

@@ -56,7 +56,7 @@ class ClusterSettings:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     fronts: int = 1
-    front_cpus: float = 1.0
+    front_cpus: float = 0.0
     routing: Literal["prefix", "balanced"] = "prefix"
     slack: int = DEFAULT_SLACK
     health_check_period: float = 10.0

@@ -22,7 +22,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     port = free_port()
-    settings = {"replicas": 2, "threads": 1, "max_num_seqs": "16", "front_cpus": 0.5, "health_check_period": 2.0}
+    settings = {"replicas": 2, "threads": 1, "max_num_seqs": "16", "health_check_period": 2.0}
     log = tmp_path_factory.mktemp("ray") / "log"
     with ray_server(port, settings, log) as server:
         server.wait(180)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,34 @@ def test_what_cannot_be_run_is_one_line(arguments: tuple[str, ...], said: str, t
 def test_scenarios_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["list"])
     assert "chunk-per-byte" in capsys.readouterr().out
+
+
+def test_told_to_end_it_ends_what_it_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtests", "run", "chat", "--rates", "1", "--seconds", "60"]
+    process = subprocess.Popen([*command, "--output", str(tmp_path / "run")], cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: list(tmp_path.glob("run/1/records/*")), 60)
+        started = descendants(process.pid)
+        assert len(started) >= 3  # the server, its engine, locust
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 20)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and that they did (Linux)."""
+    found = [pid]
+    for each in found:
+        for thread in Path(f"/proc/{each}/task").iterdir():
+            found += map(int, (thread / "children").read_text(encoding="ascii").split())
+    return found[1:]
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.1)

@@ -23,7 +23,7 @@ help:
 	@echo "make lint     formatting, lint, types, import directions"
 	@echo "make bench    the decoding benchmark"
 	@echo "make loadtest mixed load on a server of the demo model, with a report below build/loadtests"
-	@echo "make ecosystem other engines beside ours, others' tools on ours: installed below build/, writes docs/ecosystem.md"
+	@echo "make ecosystem other engines beside ours, others' tools on ours, Ray Serve, a soak, the image: hours; writes docs/ecosystem.md"
 
 install: $(COMPILED)
 
@@ -93,3 +93,7 @@ ecosystem: install
 	$(BIN)/hnet bench clients --report docs/ecosystem.md
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/hnet bench cluster --report docs/ecosystem.md
+	$(BIN)/hnet bench serve run soak
+	if command -v docker > /dev/null; then $(MAKE) image; else deploy/build_without_docker.sh cpu && \
+	  $(PYTHON) deploy/check_image.py localhost/hnet-serve:cpu --run \
+	  "podman --storage-driver overlay --runtime runc --cgroup-manager cgroupfs run --no-healthcheck"; fi

@@ -122,8 +122,8 @@ def html(run: Run) -> str:
     body = f"""
 <h1>{escape(run.scenario.name)}</h1><p class="about">{escape(run.scenario.description)}</p>
 <p>{escape(run.target)} · {escape(str(run.machine["processor"]))}, {run.machine["cores"]} cores ·
-commit {escape(run.commit)} · {len(run.levels)} levels of {run.scenario.seconds:g} s,
-the first {run.scenario.warm_up:g} s of each not counted</p>
+commit {escape(run.commit)} · {"one level" if len(run.levels) == 1 else f"{len(run.levels)} levels"}
+of {run.scenario.seconds:g} s, the first {run.scenario.warm_up:g} s of each not counted</p>
 <ul>{"".join(f"<li>{escape(line)}</li>" for line in run.in_words())}{verdict}</ul>
 <div class="plots">{plots}</div>
 <h2>What clients saw</h2>{_table(CLIENT_COLUMNS, [_client(level) for level in run.levels])}

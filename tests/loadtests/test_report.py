@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,7 +30,10 @@ def levels(record: Make, level: Callable[..., Level], counted: Callable[..., Scr
     def at(rate: float, *records: Record, rejected: int = 0) -> Figures:
         served = len(records) - rejected
         server = counted(served, 4 * served, 10 * served, rejected=rejected)
-        return figures(level(*records, rate=rate, counted=server), SCENARIO.objective)
+        watched = replace(
+            level(*records, rate=rate, counted=server), memory=tuple((float(n), n << 20) for n in range(60))
+        )
+        return figures(watched, SCENARIO.objective)
 
     slow = [record(3.0, first=0.7)] * 3 + [record(9.0, first=3.0)] * 3
     away = [record(5.0, "", outcome="rejected", status=429, retry_after="1")] * 2
@@ -85,12 +89,22 @@ def test_a_level_in_which_nothing_came_is_reported(level: Callable[..., Level], 
     assert found["offered"] == 0
 
 
+def test_memory_is_shown_where_it_is_known(levels: list[Figures], tmp_path: Path) -> None:
+    page, _ = write(run_of(levels), tmp_path)
+    assert "memory at the end ÷" in page.read_text(encoding="utf-8")
+    page, _ = write(run_of([replace(levels[0], memory=())]), tmp_path)
+    shown = page.read_text(encoding="utf-8")
+    assert shown.count("<svg") == len(PLOTS) - 1
+    assert "memory at the end ÷" not in shown
+
+
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_plot_is_an_image_that_can_be_read(name: str, levels: list[Figures]) -> None:
     figure = PLOTS[name](levels, SCENARIO.objective)
     image = ElementTree.fromstring(svg(figure))
     assert image.tag.endswith("svg")
-    assert "requests a second offered" in "".join(image.itertext())
+    axis = "seconds of a level" if name == "Memory" else "requests a second offered"
+    assert axis in "".join(image.itertext())
 
 
 def test_a_stream_is_compared_with_itself_alone(record: Make) -> None:

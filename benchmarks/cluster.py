@@ -161,10 +161,10 @@ async def hit_rate(port: int) -> tuple[float, float]:
 
 
 async def scrape(client: httpx.AsyncClient) -> dict[str, dict[str, float]]:
-    """Samples by name and replica; of those with other labels the last one."""
+    """Samples by name and replica; of those with other labels the last one. None at all while a replica is missing."""
     reply = await client.get("/metrics")
     found: dict[str, dict[str, float]] = {}
-    for line in reply.text.splitlines():
+    for line in reply.text.splitlines() if reply.status_code == 200 else ():
         if not line.startswith("#"):
             series, _, value = line.rpartition(" ")
             name, _, labels = series.partition("{")

@@ -197,5 +197,10 @@ class RayReplicas:
                 response.cancel()
 
     async def all(self, call: Call) -> Sequence[Whole]:
-        wholes: list[Whole] = await self._handle.broadcast("whole", call).results_async()
+        try:
+            wholes: list[Whole] = await self._handle.broadcast("whole", call).results_async()
+        except RayTaskError:  # a defect of ours
+            raise
+        except RayError as error:  # one has died and is not replaced yet
+            raise ReplicaLost from error
         return wholes

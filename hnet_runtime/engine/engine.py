@@ -43,11 +43,12 @@ from hnet_runtime.engine.messages import (
 from hnet_runtime.engine.policies import Limits as WaitLimits
 from hnet_runtime.engine.policies import Policy, make_policy
 from hnet_runtime.engine.runner import Runner
-from hnet_runtime.engine.sampler import NativeSampler, Sampler
+from hnet_runtime.engine.sampler import CapturedSampler, NativeSampler, Sampler
 from hnet_runtime.engine.scheduler import PrefillRules, Scheduler
 from hnet_runtime.model.captured import CapturedHNet
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
+from hnet_runtime.state.arenas import ModelState
 from hnet_runtime.state.rows import RowPool
 
 
@@ -91,7 +92,7 @@ class Engine:
         num_stages = len(model.config.stages)
         scheduler = Scheduler(memory, policy or _policy(config, num_stages), num_stages, rules)
         limits = Limits(config.max_model_len)
-        sampler = NativeSampler(model.library) if isinstance(model, NativeHNet) else Sampler(model.device)
+        sampler = _sampler(model, state)
         self._loop = EngineLoop(Runner(model, state, graphs), sampler, scheduler, limits, num_rows, config.debug_checks)
         self._scheduler = scheduler
         self._counter = 0
@@ -229,6 +230,14 @@ def _completion(outputs: list[Output]) -> Completion:
         usage=last.usage,
         error=last.error,
     )
+
+
+def _sampler(model: HNet | NativeHNet, state: ModelState) -> Sampler:
+    if isinstance(model, NativeHNet):
+        return NativeSampler(model.library)
+    if isinstance(model, CapturedHNet):
+        return CapturedSampler(model.device, model.draws(state))
+    return Sampler(model.device)
 
 
 def _policy(config: EngineConfig, num_stages: int) -> Policy:

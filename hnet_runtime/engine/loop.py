@@ -62,6 +62,7 @@ class EngineLoop:
         self._touched: dict[LiveRequest, None] = {}  # those that live and may have gained something since then
         self._held: dict[LiveRequest, None] = {}  # whose next byte is not drawn yet
         self._workers = StructureWorkers()
+        self._expected: dict[LiveRequest, RowSampling] = {}  # by what the rows of the step under way draw
 
     @property
     def has_work(self) -> bool:
@@ -161,6 +162,8 @@ class EngineLoop:
     def _step(self, requests: list[LiveRequest], data: bytes, stage: int, through: bool) -> list[StepRecord]:
         scheduler = self._scheduler
         began = time.perf_counter()
+        if self._sampler.draws_ahead:
+            self._expect(requests)
         result = self._runner.step([request.row or 0 for request in requests], data, stage=stage, through=through)
         now = time.perf_counter()
         finished: list[LiveRequest] = []
@@ -182,7 +185,15 @@ class EngineLoop:
                 scheduler.policy.saw(routed.stage, routed.positions, routed.boundaries)
         if finished:
             self._sample(finished, result.logits)
+        self._expected.clear()
         return result.records
+
+    def _expect(self, requests: list[LiveRequest]) -> None:
+        """Tells the sampler by what the rows of a step will draw, but of those whose mask or logits are not the step's
+        to know."""
+        known = [r for r in requests if r.structure is None and r.penalties is None]
+        self._expected = {request: _row_sampling(request) for request in known}
+        self._sampler.expect([self._expected.get(request) for request in requests])
 
     def _prefill(self, spans: Sequence[Span]) -> list[StepRecord]:
         requests = [self._scheduler[span.row] for span in spans]
@@ -265,7 +276,7 @@ class EngineLoop:
         return kept
 
     def _draw(self, requests: list[LiveRequest], logits: Tensor) -> None:
-        rows = [RowSampling(r.params, r.mask_row, _uniform(r), r.allowed) for r in requests]
+        rows = [self._expected.get(request) or _row_sampling(request) for request in requests]
         stuck = {i for i, row in enumerate(rows) if row.allowed is not None and not row.allowed.any()}
         if stuck:
             for index in stuck:
@@ -364,5 +375,7 @@ def _penalised(requests: list[LiveRequest], logits: Tensor) -> Tensor:
     return logits
 
 
-def _uniform(request: LiveRequest) -> float:
-    return request.random[len(request.output)] if request.params.temperature else 0.0
+def _row_sampling(request: LiveRequest) -> RowSampling:
+    """By what its next byte is drawn."""
+    uniform = request.random[len(request.output)] if request.params.temperature else 0.0
+    return RowSampling(request.params, request.mask_row, uniform, request.allowed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import ByteLogprobs, SamplingParams
+from hnet_runtime.model.step_draws import StepDraws
 from hnet_runtime.ops.native import binding
 
 
@@ -32,6 +33,12 @@ class RowSampling:
 
 class Sampler:
     """Chooses bytes on the device. Each row's byte depends on its own logits and RowSampling alone."""
+
+    draws_ahead = False
+    """Whether it wants to know, before a step runs, what its rows will draw by."""
+
+    def expect(self, rows: Sequence[RowSampling | None]) -> None:
+        """What the rows of the step about to run will draw by, in order; None where that is not known yet."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -96,6 +103,45 @@ class Sampler:
 
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device).unsqueeze(-1)
+
+
+class CapturedSampler(Sampler):
+    """The same where steps draw themselves: what was expected has been drawn when the step is over, by the logits it
+    gave. What was not is drawn as ever."""
+
+    draws_ahead = True
+
+    def __init__(self, device: torch.device, draws: StepDraws) -> None:
+        super().__init__(device)
+        self._draws = draws
+        self._table = utf8.mask_table()
+        self._expected: list[RowSampling | None] = []
+        self._places: dict[int, int] = {}  # by id of what is kept alive in `_expected`
+
+    def expect(self, rows: Sequence[RowSampling | None]) -> None:
+        self._expected = list(rows)
+        self._places = {id(row): place for place, row in enumerate(rows) if row is not None}
+        numbers, masks = np.zeros((5, len(rows))), np.full(len(rows), utf8.ANY_BYTE)
+        for place, row in enumerate(rows):
+            if row is not None:
+                params = row.params
+                numbers[:, place] = (params.temperature, params.top_p, params.min_p, row.uniform, params.top_k)
+                masks[place] = row.mask_row
+        allowed = self._table[masks]
+        for place, row in enumerate(rows):
+            if row is not None and row.allowed is not None:
+                allowed[place] = row.allowed
+        self._draws.fill(numbers, allowed)
+
+    def draw(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[int | None]:
+        places = [self._places.get(id(row), -1) for row in rows]
+        left = [index for index, place in enumerate(places) if place not in self._draws.drawn]
+        found = [self._draws.drawn.get(place) for place in places]
+        drawn = [None if byte is None or byte < 0 else byte for byte in found]
+        if left:
+            for index, byte in zip(left, super().draw(logits[left], [rows[each] for each in left]), strict=True):
+                drawn[index] = byte
+        return drawn
 
 
 class NativeSampler(Sampler):

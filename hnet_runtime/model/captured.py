@@ -22,6 +22,7 @@ from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.results import StageWork, StepResult, Verdicts
 from hnet_runtime.model.static_step import StaticStep
 from hnet_runtime.model.step_buffers import StepBuffers
+from hnet_runtime.model.step_draws import StepDraws
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.router import BOUNDARY_THRESHOLD
 from hnet_runtime.state.arenas import ModelState
@@ -76,6 +77,11 @@ class CapturedHNet(HNet):
             session = self._sessions[state] = _Session(self, state, self._make_replays())
         return session.replays
 
+    def draws(self, state: ModelState) -> StepDraws:
+        """By what the rows of the next step over a state draw their bytes."""
+        self.open(state)
+        return self._sessions[state].draws
+
     @torch.no_grad()
     def step(
         self, state: ModelState, rows: Sequence[int], data: bytes, *, stage: int = 0, parks: bool = True
@@ -109,6 +115,7 @@ class _Session:
         self._parameters = model.config.parameters_per_stage
         most = state.num_rows - 1
         self._buffers = StepBuffers(state, most)
+        self.draws = self._buffers.draws
         self.replays = replays
         kinds = step_kinds(self._num_stages)
         self._buckets = np.array(replays.buckets(most, len(kinds)))
@@ -143,7 +150,9 @@ class _Session:
                 finished = ~boundary
                 break
             here, offsets = here[boundary], offsets[boundary]
-        logits = self._buffers.logits[: int(finished.sum())].clone()
+        ended = np.flatnonzero(finished)
+        self._buffers.draws.drawn = dict(zip(ended.tolist(), heard[-1].astype(np.int64).tolist(), strict=False))
+        logits = self._buffers.logits[: len(ended)].clone()
         deepest = stage if parks else self._num_stages - 1
         work = self._work(positions, deepest, time.perf_counter() - began)
         return StepResult(finished, logits, tuple(verdicts), work)

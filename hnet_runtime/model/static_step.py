@@ -72,13 +72,14 @@ class StaticStep:
     def run(self, bucket: int, stage: int, parks: bool) -> None:
         """Steps `buffers.rows[:bucket]` at `stage`: with `buffers.data` where that is 0, else what they wait with.
 
-        Writes p of every routed stage it reaches to `buffers.report`, in the order of that stage's batch, and logits of
-        the rows whose byte came to its end, in order, to `buffers.logits`.
+        Writes p of every routed stage it reaches to `buffers.verdicts`, in the order of that stage's batch, and of the
+        rows whose byte came to its end, in order, logits to `buffers.logits` and the byte to come to `buffers.drawn`.
         """
         rows = self._buffers.rows[:bucket]
         h = self._input(stage, rows, bucket)
         descents: list[_Descent] = []
         here, ended = rows, rows
+        places: Tensor | None = None  # in this batch of those whose byte comes to its end, where not all do
         for index in range(stage, len(self._stages)):
             weights, arenas = self._stages[index], self._arenas[index]
             place = self._enter(index, here)
@@ -101,13 +102,15 @@ class StaticStep:
                 places, ended, _, _ = self._ops.compact(~opened & (here > 0), here)
                 descents.append(_Descent(index, self._at_last(index, ended), encoded.index_select(0, places)))
                 break
-            places, inner, chunk, _ = self._ops.compact(opened, here)
+            opening, inner, chunk, _ = self._ops.compact(opened, here)
             descents.append(_Descent(index, place, encoded, p, opened, chunk))
-            h, here = encoded.index_select(0, places), inner
+            h, here = encoded.index_select(0, opening), inner
         outermost = [self._surface(index, ended) for index in range(stage)]
         for descent in reversed([*outermost, *descents]):
             h = self._ascend(descent, h)
-        self._buffers.logits[:bucket].copy_(linear(h, self._head))
+        logits = self._buffers.logits[:bucket]
+        logits.copy_(linear(h, self._head))
+        self._buffers.drawn(bucket).copy_(self._ops.sample_step(logits, *self._buffers.draws.of(bucket, places)))
 
     def _input(self, stage: int, rows: Tensor, bucket: int) -> Tensor:
         if not stage:

@@ -5,7 +5,7 @@ Knows shapes, and which of the host's numbers the device has; not what a step do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE
+from hnet_runtime.model.host_memory import pinned
+from hnet_runtime.model.step_draws import StepDraws
 from hnet_runtime.state.arenas import ModelState
 from hnet_runtime.state.rows import PagePool
 
@@ -34,10 +36,8 @@ class StepBuffers:
         self.most, self.device = most, device
         self._stages = state.stages
         num_routed = len(state.stages) - 1
-        self._given, self._to_give = (
-            torch.zeros(2, most, dtype=torch.int64, device=device),
-            _pinned((2, most), np.int64),
-        )
+        self._to_give = pinned((2, most), np.int64)
+        self._given = torch.zeros(2, most, dtype=torch.int64, device=device)
         self.rows, self.data = self._given.unbind(0)
         self.positions = [torch.zeros(state.num_rows, dtype=torch.int64, device=device) for _ in state.stages]
         self.tables: list[Tensor | None] = [
@@ -47,9 +47,10 @@ class StepBuffers:
             for stage in state.stages
         ]
         self.logits = torch.zeros(most, VOCAB_SIZE, device=device)
+        self.draws = StepDraws(most, device)
         self._num_reports = num_routed + 1
         self._report = torch.zeros(self._num_reports * most, device=device)
-        self._heard = _pinned((self._num_reports * most,), np.float32)
+        self._heard = pinned((self._num_reports * most,), np.float32)
         has_cuda = device.type == "cuda" and torch.cuda.is_available()
         self._arrived = torch.cuda.Event() if has_cuda else None  # type: ignore[no-untyped-call]
         self._known_positions = [np.zeros(state.num_rows, dtype=np.int64) for _ in state.stages]
@@ -63,12 +64,16 @@ class StepBuffers:
         """[bucket] where p of a routed stage goes."""
         return self._report_rows(self._report, bucket)[stage]
 
+    def drawn(self, bucket: int) -> Tensor:
+        """[bucket] where the next bytes of the rows that came to their end go, in order."""
+        return self._report_rows(self._report, bucket)[-1]
+
     def _report_rows(self, report: Tensor, bucket: int) -> Tensor:
         return report[: self._num_reports * bucket].view(self._num_reports, bucket)
 
     def tensors(self) -> list[Tensor]:
         """All that a step may write besides the state, and that must outlive it."""
-        return [self._given, *self.positions, *self._page_tables(), self.logits, self._report]
+        return [self._given, *self.positions, *self._page_tables(), self.logits, self._report, *self.draws.tensors()]
 
     def _page_tables(self) -> Iterator[Tensor]:
         return (table for table in self.tables if table is not None)
@@ -84,6 +89,7 @@ class StepBuffers:
             given[1, : len(rows)] = np.frombuffer(data, dtype=np.uint8)
             given[1, len(rows) : bucket] = 0
         self._given.copy_(self._to_give, non_blocking=True)
+        self.draws.send()
         for index, stage in enumerate(self._stages):
             known = self._known_positions[index]
             stale = rows[known[rows] != stage.positions[rows]]
@@ -110,17 +116,11 @@ class StepBuffers:
             self._arrived.record()
 
     def hear(self, bucket: int) -> NDArray[np.float32]:
-        """Waits for it: [routed stages + 1, bucket], p of each stage; in the order of its batch."""
+        """Waits for it: [routed stages + 1, bucket], p of each stage in the order of its batch, and the bytes drawn."""
         if self._arrived is not None:
             self._arrived.synchronize()
         heard: NDArray[np.float32] = self._report_rows(self._heard, bucket).numpy().copy()
         return heard
-
-
-def _pinned(shape: Sequence[int], dtype: type[np.generic]) -> Tensor:
-    """Host memory that a device copies from and to by itself, where there is one."""
-    memory = torch.from_numpy(np.zeros(shape, dtype=dtype))
-    return memory.pin_memory() if torch.cuda.is_available() else memory
 
 
 def _scatter(target: Tensor, rows: Ints, values: Ints) -> None:

@@ -96,4 +96,5 @@ ecosystem: install
 	$(BIN)/hnet bench serve run soak
 	if command -v docker > /dev/null; then $(MAKE) image; else deploy/build_without_docker.sh cpu && \
 	  $(PYTHON) deploy/check_image.py localhost/hnet-serve:cpu --run \
-	  "podman --storage-driver overlay --runtime runc --cgroup-manager cgroupfs run --no-healthcheck"; fi
+	  "podman --storage-driver overlay --runtime runc --cgroup-manager cgroupfs run --no-healthcheck \
+	  --ulimit nofile=1024:1024 --ulimit nproc=1000:1000"; fi

@@ -6,21 +6,25 @@ Knows ASGI; knows neither Ray nor any route.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Scope
 
 from server.cluster.call import Call, Headers, Piece, Start
 
-MAX_WAITING = 16  # pieces that wait for their reader before the application does
 
-
-async def answer(app: ASGIApp, call: Call) -> AsyncGenerator[Piece, None]:
+async def answer(app: ASGIApp, call: Call, gather: float = 0.0) -> AsyncGenerator[Piece, None]:
     """The application's response: a Start, then its body as it comes, what waits at once as one piece.
+
+    gather: seconds that lie between two pieces of a body at least, for each costs its way through several processes.
+    The application waits meanwhile, and a stream of events merges what it has to say; only the end does not wait.
 
     Closed early, it tells the application that the client has gone, and waits for it to end.
     """
-    exchange = _Exchange(call)
+    exchange = _Exchange(call, gather)
     running = asyncio.create_task(exchange.run(app))
     try:
         while (piece := await exchange.next()) is not None:
@@ -31,8 +35,9 @@ async def answer(app: ASGIApp, call: Call) -> AsyncGenerator[Piece, None]:
 
 
 class _Exchange:
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    def __init__(self, call: Call, gather: float) -> None:
+        self._call, self._gather = call, gather
+        self._given = -math.inf  # when the last piece of the body was
         self._change = asyncio.Condition()  # of anything below
         self._body_taken = self._gone = self._ended = False
         self._start: Start | None = None
@@ -53,8 +58,13 @@ class _Exchange:
             if self._start is not None:
                 start, self._start = self._start, None
                 return start
+            if self._waiting and (early := self._given + self._gather - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(early):
+                        await self._change.wait_for(lambda: self._ended)
             if not self._waiting:
                 return None
+            self._given = time.monotonic()
             data = b"".join(self._waiting)
             self._waiting.clear()
             self._change.notify_all()
@@ -79,7 +89,7 @@ class _Exchange:
             if message["type"] == "http.response.start":
                 self._start = Start(message["status"], _headers(message))
             elif message.get("body"):
-                await self._change.wait_for(lambda: self._gone or len(self._waiting) < MAX_WAITING)
+                await self._change.wait_for(lambda: self._gone or not self._waiting)
                 self._waiting.append(bytes(message["body"]))
             self._change.notify_all()
 

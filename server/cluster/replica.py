@@ -24,7 +24,7 @@ class Replica:
 
     def __init__(self, name: str, settings: ServerSettings, launch: EngineLaunch) -> None:
         self.name = name
-        flush_seconds = settings.stream_flush_ms / 1000
+        self._flush_seconds = flush_seconds = settings.stream_flush_ms / 1000
         transport = (
             EngineThread(launch, flush_seconds)
             if settings.in_process
@@ -54,7 +54,7 @@ class Replica:
 
     async def answer(self, call: Call) -> AsyncGenerator[Piece, None]:
         yield Accepted(self.name)
-        pieces = answer(self._app, call)
+        pieces = answer(self._app, call, self._flush_seconds)
         try:
             async for piece in pieces:
                 yield piece

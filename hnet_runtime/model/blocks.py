@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hnet_runtime.config import AttentionConfig, LayerConfig, Mamba2Config, StageConfig
 from hnet_runtime.ops.activation import softplus
-from hnet_runtime.ops.attention import KeyGrid, attend
-from hnet_runtime.ops.conv import causal_conv
 from hnet_runtime.ops.linear import linear
 from hnet_runtime.ops.norm import gated_rms_norm, rms_norm
-from hnet_runtime.ops.rotary import rotate
+from hnet_runtime.ops.prefill import PrefillOps
 from hnet_runtime.ops.spans import Spans
-from hnet_runtime.ops.ssm import selective_scan
 from hnet_runtime.ops.swiglu import swiglu
 from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State
 
@@ -30,11 +28,12 @@ TakeWeight = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the layers of one stage share in one forward: the spans, and for attention the keys' places
-    and the rotary table."""
+    """What the layers of one stage share in one forward: what runs it, the spans, and for attention what `ops.keys`
+    says of the keys and the rotary table."""
 
+    ops: PrefillOps
     spans: Spans
-    grid: KeyGrid | None
+    keys: Any
     rotary: tuple[Tensor, Tensor] | None
 
 
@@ -55,14 +54,14 @@ class Mamba2Mixer:
     def __call__(self, x: Tensor, state: LayerState, context: StageContext) -> Tensor:
         """x: [T, D] → [T, D], both in the model's dtype."""
         assert isinstance(state, Mamba2State)
-        config, dtype = self.config, x.dtype
+        config, dtype, ops = self.config, x.dtype, context.ops
         total = x.shape[0]
         z, xbc, dt = torch.split(
             linear(x, self.in_proj), [config.d_inner, config.conv_channels, config.num_heads], dim=-1
         )
-        xbc = causal_conv(xbc, state.conv, context.spans, self.conv_weight, self.conv_bias).to(dtype).float()
+        xbc = ops.causal_conv(xbc, state.conv, context.spans, self.conv_weight, self.conv_bias, dtype)
         heads, b, c = torch.split(xbc, [config.d_inner, config.d_state, config.d_state], dim=-1)
-        y = selective_scan(
+        y = ops.selective_scan(
             heads.reshape(total, config.num_heads, config.head_dim),
             softplus(dt.float() + self.dt_bias),
             self.a,
@@ -71,8 +70,9 @@ class Mamba2Mixer:
             self.d,
             state.ssm,
             context.spans,
+            dtype,
         )
-        y = y.view(total, config.d_inner).to(dtype).float()
+        y = y.view(total, config.d_inner).float()
         return linear(gated_rms_norm(y, z.float(), self.norm).to(dtype), self.out_proj)
 
 
@@ -87,13 +87,12 @@ class AttentionMixer:
     def __call__(self, x: Tensor, state: LayerState, context: StageContext) -> Tensor:
         """x: [T, D] → [T, D], both in the model's dtype."""
         assert isinstance(state, AttentionState)
-        assert context.grid is not None
-        total = x.shape[0]
+        ops, total = context.ops, x.shape[0]
         qkv = linear(x, self.qkv_proj).view(total, 3, self.config.num_heads, self.config.head_dim)
         q, k, v = qkv.unbind(1)
         if context.rotary is not None:
-            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-        out = attend(q, k, v, state.k, state.v, context.grid)
+            q, k = ops.rotate(q, context.rotary), ops.rotate(k, context.rotary)
+        out = ops.attend(q, k, v, state.k, state.v, context.keys)
         return linear(out.view(total, -1), self.out_proj)
 
 

@@ -19,9 +19,8 @@ from hnet_runtime.config import VOCAB_SIZE, ModelConfig, StageConfig
 from hnet_runtime.model.blocks import IsotropicStack, StageContext
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
-from hnet_runtime.ops.attention import KeyGrid
-from hnet_runtime.ops.ema import smooth
 from hnet_runtime.ops.linear import linear
+from hnet_runtime.ops.prefill import PrefillOps
 from hnet_runtime.ops.rotary import rotary_table
 from hnet_runtime.ops.router import BOUNDARY_THRESHOLD, boundary_probability
 from hnet_runtime.ops.spans import Ints, Spans
@@ -91,16 +90,15 @@ class StageWeights:
         """[T, d_outer] → [T, D]."""
         return h if self.pad is None else torch.cat((h, self.pad.expand(h.shape[0], -1)), -1)
 
-    def context(self, spans: Spans, state: StageState) -> StageContext:
-        attention = self.config.attention
-        if attention is None or state.slots is None:
-            return StageContext(spans, None, None)
-        capacity = state.slots.capacity if isinstance(state.slots, RingSlots) else None
-        grid = KeyGrid(spans, attention.window, state.slots.slots, capacity)
+    def context(self, ops: PrefillOps, spans: Spans, state: StageState) -> StageContext:
+        attention, slots = self.config.attention, state.slots
+        if attention is None or slots is None:
+            return StageContext(ops, spans, None, None)
+        table, capacity = (None, slots.capacity) if isinstance(slots, RingSlots) else (slots.table, None)
+        keys = ops.keys(spans, attention.window, slots.slots, table, capacity)
         positions = spans.tensor(spans.position_of)
-        return StageContext(
-            spans, grid, rotary_table(positions, attention.rotary_dim) if attention.rotary_dim else None
-        )
+        rotary = rotary_table(positions, attention.rotary_dim) if attention.rotary_dim else None
+        return StageContext(ops, spans, keys, rotary)
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,10 @@ class _Descent:
 
 
 class HNet:
-    """The runtime's model: `weights` under the official key names, see config.tensor_shapes."""
+    """The runtime's model: `weights` under the official key names, see config.tensor_shapes.
+
+    `prefill` is what its forwards run on; another form takes its place before the first of them.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Mapping[str, Tensor], override: RouterOverride | None = None
@@ -127,6 +128,7 @@ class HNet:
         self.embeddings = weights["embeddings.weight"]
         self.head = self.embeddings if config.tie_embeddings else weights["lm_head.weight"]
         self.dtype, self.device = self.embeddings.dtype, self.embeddings.device
+        self.prefill = PrefillOps.torch()
         self._stages = [StageWeights(stage, weights) for stage in config.stages]
 
     def new_state(self, *, num_rows: int, kv_positions: int, max_positions: int) -> ModelState:
@@ -212,7 +214,7 @@ class HNet:
         for stage, arenas in zip(self._stages[first:], state.stages[first:], strict=True):
             spans, index = way.spans, stage.config.index
             way.positions[index] = spans.total
-            context = stage.context(spans, arenas)
+            context = stage.context(self.prefill, spans, arenas)
             h = stage.widen(way.h)
             if stage.config.is_main:
                 way.h = stage.main(h, arenas.stacks["main"], context)
@@ -237,7 +239,7 @@ class HNet:
                 h, p, boundary = h[spans.tensor(finished)], p[spans.tensor(finished)], boundary[finished]
                 spans = Spans(spans.rows[finished], spans.starts[finished], spans.lengths[finished], self.device)
                 way.offsets = way.offsets[finished]
-                context = stage.context(spans, arenas) if len(spans) else context
+                context = stage.context(self.prefill, spans, arenas) if len(spans) else context
             inner, places, newest = spans.select(boundary, state.stages[index + 1].positions[spans.rows])
             chosen = spans.tensor(places)
             way.descents.append(_Descent(stage, arenas, context, h, inner, p[chosen], newest))
@@ -257,7 +259,7 @@ class HNet:
         inner = Spans(rows, state.stages[index + 1].positions[rows] - 1, ones, self.device)
         encoded, p = arenas.parked[spans.row_index], arenas.parked_p[spans.row_index]
         newest = len(rows) + np.arange(len(rows))
-        return _Descent(stage, arenas, stage.context(spans, arenas), encoded, inner, p, newest)
+        return _Descent(stage, arenas, stage.context(self.prefill, spans, arenas), encoded, inner, p, newest)
 
     def _ascend_all(self, way: _Way) -> None:
         for descent in reversed(way.descents):
@@ -270,7 +272,7 @@ class HNet:
         assert arenas.ema is not None
         carried = arenas.ema.index_select(0, spans.row_index)
         if len(descent.inner):
-            smoothed = smooth(z[:, : stage.config.d_model], descent.p, arenas.ema, descent.inner)
+            smoothed = self.prefill.smooth(z[:, : stage.config.d_model], descent.p, arenas.ema, descent.inner)
             carried = torch.cat((carried, smoothed))
         z_bar = carried[spans.tensor(descent.newest)]  # [T, D] fp32
         residual = linear(descent.encoded.float(), stage.residual_weight, stage.residual_bias)

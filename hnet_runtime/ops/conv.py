@@ -9,11 +9,13 @@ from hnet_runtime.ops.activation import silu
 from hnet_runtime.ops.spans import Spans
 
 
-def causal_conv(x: Tensor, state: Tensor, spans: Spans, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_conv(
+    x: Tensor, state: Tensor, spans: Spans, weight: Tensor, bias: Tensor, out_dtype: torch.dtype = torch.float32
+) -> Tensor:
     """SiLU(b + Σₖ wₖ · x_{t−K+1+k}) per channel, in fp32; the last K − 1 inputs are carried in `state`.
 
     x: [T, E] packed, state: [rows, K − 1, E] (updated in place), weight: [K, E] fp32,
-    bias: [E] fp32 → [T, E] fp32.
+    bias: [E] fp32 → [T, E] in `out_dtype`.
     """
     depth = state.shape[1]
     carried = state.index_select(0, spans.row_index)  # [R, K−1, E]
@@ -25,7 +27,7 @@ def causal_conv(x: Tensor, state: Tensor, spans: Spans, weight: Tensor, bias: Te
         source = torch.cat((carried.flatten(0, 1), x))
         taps, kept = source[window], source[carry]
     state.index_copy_(0, spans.row_index, kept)
-    return silu((taps.float() * weight).sum(1) + bias)
+    return silu((taps.float() * weight).sum(1) + bias).to(out_dtype)
 
 
 def conv_step(x: Tensor, state: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

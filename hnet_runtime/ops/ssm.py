@@ -13,18 +13,27 @@ _CACHE_FLOATS = 1 << 17  # states of as many rows as a core's cache holds step t
 
 
 def selective_scan(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, spans: Spans
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    state: Tensor,
+    spans: Spans,
+    out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """S_t = exp(dt_t A) S_{t−1} + dt_t x_t ⊗ B_t;  y_t = S_t C_t + D x_t   (Mamba-2, one group).
 
-    x: [T, H, P], dt: [T, H] (after softplus), a: [H] (negative), b, c: [T, N], d: [H],
-    state: [rows, H, P, N] (updated in place), all fp32 → y: [T, H, P] fp32, from the
-    unrounded new state.
+    x: [T, H, P], b, c: [T, N] fp32 or bf16, dt: [T, H] (after softplus), a: [H] (negative), d: [H],
+    state: [rows, H, P, N] (updated in place), all fp32 → y: [T, H, P] in `out_dtype`, from the
+    unrounded new state; everything between is fp32.
     """
+    x, b, c = x.float(), b.float(), c.float()
     decay = torch.exp(dt * a)[:, :, None, None]  # [T, H, 1, 1]
     scaled = (dt.unsqueeze(-1) * x).unsqueeze(-1)  # [T, H, P, 1]
     y = _walk(scaled, decay, b[:, None, None, :], c[:, None, None, :], state, spans)
-    return y + d[:, None] * x
+    return (y + d[:, None] * x).to(out_dtype)
 
 
 def _walk(scaled: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, spans: Spans) -> Tensor:

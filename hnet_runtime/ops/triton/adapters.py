@@ -6,8 +6,7 @@ given and answer as documented.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,36 +14,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnet_runtime.ops.spans import Spans
+from hnet_runtime.ops.attention import SlotsOf
+from hnet_runtime.ops.prefill import Op, PrefillOps
+from hnet_runtime.ops.spans import Ints, Spans
 from hnet_runtime.ops.triton import conv_spans, prefill_attention
-from hnet_runtime.ops.triton.libraries import CAUSAL_CONV1D, FLASH_ATTN, Choice, Op, function_of
+from hnet_runtime.ops.triton.libraries import CAUSAL_CONV1D, FLASH_ATTN, Choice, function_of
 from hnet_runtime.ops.triton.prefill_attention import Keys
 from hnet_runtime.ops.triton.scan import selective_scan
 from hnet_runtime.ops.triton.smooth import smooth
 
 
-@dataclass(frozen=True)
-class PrefillOps:
-    """Prefill's ops on a GPU, with the signatures of scan.py, conv_spans.py, prefill_attention.py and smooth.py."""
-
-    selective_scan: Callable[..., Tensor]
-    causal_conv: Callable[..., Tensor]
-    rotate: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Keys], Tensor]
-    smooth: Callable[[Tensor, Tensor, Tensor, Spans], Tensor]
-
-
-def prefill_ops(choices: dict[Op, Choice]) -> PrefillOps:
+def prefill_ops(choices: Mapping[Op, Choice]) -> PrefillOps:
     """The ops that `libraries.choose` chose for a CUDA device with Triton."""
     with_conv1d = choices["convolution"].name == CAUSAL_CONV1D.name
     with_flash = choices["attention"].name == FLASH_ATTN.name
     return PrefillOps(
+        forms={op: choice.name for op, choice in choices.items()},
         selective_scan=selective_scan,
         causal_conv=conv_with(function_of(CAUSAL_CONV1D)) if with_conv1d else conv_spans.causal_conv,
         rotate=prefill_attention.rotate,
+        keys=_keys,
         attend=attend_with(function_of(FLASH_ATTN)) if with_flash else prefill_attention.attend,
         smooth=smooth,
     )
+
+
+def _keys(spans: Spans, window: int, slots_of: SlotsOf, table: Ints | None, capacity: int | None) -> Keys:
+    del slots_of  # kernels find slots themselves
+    if table is None:
+        return Keys(spans, window, capacity=capacity)
+    # Rows past those that run are not brought over; a row's pages all are, since the kernels know the table's stride.
+    return Keys(spans, window, table=spans.tensor(table[: spans.rows.max() + 1]))
 
 
 # ── causal-conv1d ──────────────────────────────────────────────────────────────────────────────────

@@ -11,12 +11,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Op = Literal["scan", "convolution", "attention", "smoothing"]
-OPS: tuple[Op, ...] = ("scan", "convolution", "attention", "smoothing")
+from hnet_runtime.ops.prefill import OPS, Op
 
 
 @dataclass(frozen=True)

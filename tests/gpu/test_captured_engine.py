@@ -3,10 +3,14 @@ gets what it gets on the eager model, to the bit."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
+import torch
 
+from hnet_runtime.checkpoint import load_weights, locate
+from hnet_runtime.config import ModelConfig
 from hnet_runtime.engine.config import EngineConfig
 from hnet_runtime.engine.engine import Engine
 from hnet_runtime.model.hierarchy import HNet
@@ -21,20 +25,26 @@ _TRUTHS: dict[tuple[str, bool], courses.Truth] = {}
 GREEDY = {"temperature": 0.0, "ignore_eos": True, "utf8": "raw"}
 
 
+@cache
+def demo() -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    source = locate("demo")
+    return source.config, load_weights(source, dtype=torch.float32)
+
+
 @pytest.fixture
 def play(golden_case, keep_threads):
     """`play(name, chunky, events, settings)`: a course on captured steps, each request compared with the eager engine;
     the driver."""
 
     def run(name: str, chunky: bool, events: list[Any], settings: Any) -> Any:
-        case = golden_case(name)
+        config, weights = demo() if name == "demo" else (golden_case(name).config, golden_case(name).weights)
         override = courses.CHUNKY if chunky else None
         if (name, chunky) not in _TRUTHS:
-            eager = HNet(case.config, case.weights, override)
+            eager = HNet(config, weights, override)
             _TRUTHS[name, chunky] = courses.Truth(lambda config: Driver(Engine(eager, config=config)))
         truth = _TRUTHS[name, chunky]
-        model = captured(case.config, case.weights, EmulatedGraphs(spoils=True), override=override, most_graphs=10)
-        page = PAGE * kv_bytes_per_position(case.config, model.dtype, courses.MAX_MODEL_LEN)
+        model = captured(config, weights, EmulatedGraphs(spoils=True), override=override, most_graphs=10)
+        page = PAGE * kv_bytes_per_position(config, model.dtype, courses.MAX_MODEL_LEN)
         settings = settings(page) if callable(settings) else settings
         return courses.run(lambda config: Driver(Engine(model, config=config)), truth, events, settings)
 
@@ -49,6 +59,8 @@ def play(golden_case, keep_threads):
         ("b_2stage", "adaptive"),
         ("a_1stage", "aligned"),
         ("e_iso_T2", "lockstep"),
+        ("demo", "adaptive"),
+        ("demo", "aligned"),
     ],
 )
 def test_all_kinds_of_requests_together(play, name, batching):

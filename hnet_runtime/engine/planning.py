@@ -137,9 +137,17 @@ class Planner:
 
     curves: of each stage's own stacks; outside: of what a tick takes beside them, which more and smaller ticks pay more
     often. A lane's step is one whole cycle of the lane below it; the lowest one's is a byte of every row that runs.
+    parked: of each stage, what a step of rows due there takes where those that open a chunk wait, with what is outside
+    it and the decoders of those that do not; reckoned from the curves where it is not known.
     """
 
-    def __init__(self, curves: Sequence[Curve], rates: Sequence[float], outside: Curve | None = None) -> None:
+    def __init__(
+        self,
+        curves: Sequence[Curve],
+        rates: Sequence[float],
+        outside: Curve | None = None,
+        parked: Sequence[Curve] | None = None,
+    ) -> None:
         self.most_rows = len(curves[0]) - 1
         self._curves, self._rates = list(curves), list(rates)
         self._outside = np.zeros(self.most_rows + 1) if outside is None else outside
@@ -148,7 +156,7 @@ class Planner:
             (1 - DECODER_SHARE) * curve + DECODER_SHARE * _at_share(curve, 1 - rate)
             for curve, rate in zip(curves, rates, strict=False)
         ]
-        self._fires = [self._fire(stage) for stage in range(1, len(curves))]
+        self._parked = parked or [self._step_that_parks(stage) for stage in range(len(curves))]
         self._cycles: dict[tuple[int, int], Cycle] = {}
         self._gains: dict[int, float] = {}
 
@@ -157,8 +165,12 @@ class Planner:
         live = nearest_planned(live)
         gain = self._gains.get(live)
         if gain is None:
-            gain = self._gains[live] = self._cycle(len(self._rates), live).rate / self.through_rate(live)
+            gain = self._gains[live] = self.parked_rate(live) / self.through_rate(live)
         return gain
+
+    def parked_rate(self, live: int) -> float:
+        """Bytes a second with parking, every lane at its best threshold."""
+        return self._cycle(len(self._rates), live).rate
 
     def threshold(self, stage: int, circulating: int) -> int:
         """Rows parked at `stage` at which it fires, 1 to `circulating`, where so many wait there or run below it."""
@@ -191,8 +203,8 @@ class Planner:
             for new, old in zip(curves, self._curves, strict=True)
         ) or any(abs(new - old) > by * old for new, old in zip(rates, self._rates, strict=True))
 
-    def _fire(self, stage: int) -> Curve:
-        """[rows + 1] seconds of a fire: the stage, and the decoders below it for those rows that finish their byte."""
+    def _step_that_parks(self, stage: int) -> Curve:
+        """[rows + 1] seconds: the stage, and the decoders below it for those rows that finish their byte."""
         is_main = stage == len(self._rates)
         own = self._curves[stage] if is_main else self._parking[stage]
         finishing = 1.0 if is_main else 1 - self._rates[stage]
@@ -201,8 +213,7 @@ class Planner:
 
     def _cycle(self, stage: int, rows: int) -> Cycle:
         if stage == 0:
-            seconds = self._parking[0] if self._parking else self._curves[0]
-            return Cycle(0, rows, float(seconds[rows] + self._outside[rows]), rows)
+            return Cycle(0, rows, float(self._parked[0][rows]), rows)
         cycle = self._cycles.get((stage, rows))
         if cycle is None:
             cycle = self._cycles[stage, rows] = self._best(stage, rows)
@@ -211,7 +222,7 @@ class Planner:
     def _best(self, stage: int, rows: int) -> Cycle:
         """Over all thresholds at once. The number that waits only grows, so how often each number is seen before the
         threshold does not depend on where the threshold lies."""
-        binomials, fire = self._binomials[stage - 1], self._fires[stage - 1]
+        binomials, fire = self._binomials[stage - 1], self._parked[stage]
         entered = np.zeros(rows + 1)  # expected; of those at and above the threshold, the probability to fire there
         entered[0] = 1.0
         seconds, produced, best_rate, best = 0.0, 0.0, 0.0, None

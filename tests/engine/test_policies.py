@@ -334,7 +334,7 @@ def cycle_rate(planner: Planner, rate: float, rows: int, threshold: int) -> floa
     chances = np.zeros((rows, rows + 1))
     for waiting in range(rows):
         chances[waiting, waiting:] = binomial(rows - waiting, rate)
-    steps, fires = planner._parking[0], planner._fires[0]
+    steps, fires = planner._parked[0], planner._parked[1]
     seconds, produced = np.zeros(rows + 1), np.zeros(rows + 1)
     seconds[threshold:] = fires[threshold : rows + 1]
     for waiting in reversed(range(threshold)):

@@ -26,7 +26,7 @@ from benchmarks.report import Row, finish, measured, print_table, rows_in_markdo
 from benchmarks.server_process import ServerProcess, free_port, our_server
 from server.cluster.gathered_metrics import LABEL
 
-STREAMS, NEW_BYTES, ROUNDS = 32, 96, 3
+STREAMS, NEW_BYTES, ROUNDS = 32, 384, 3
 GROUPS, TURNS, SHARED_BYTES = 8, 6, 1024
 LOST_STREAMS, LOST_REQUESTS, LOST_BYTES, LOST_AFTER = 16, 8, 400, 1.0
 RECOVERY_SECONDS = 120.0

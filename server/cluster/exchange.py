@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Scope
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 from server.cluster.call import Call, Headers, Piece, Start
 
 
-async def answer(app: ASGIApp, call: Call, gather: float = 0.0) -> AsyncGenerator[Piece, None]:
+async def answer(app: ASGIApp, call: Call, gather: Callable[[], float] = lambda: 0.0) -> AsyncGenerator[Piece, None]:
     """The application's response: a Start, then its body as it comes, what waits at once as one piece.
 
     gather: seconds that lie between two pieces of a body at least, for each costs its way through several processes.
@@ -35,7 +35,7 @@ async def answer(app: ASGIApp, call: Call, gather: float = 0.0) -> AsyncGenerato
 
 
 class _Exchange:
-    def __init__(self, call: Call, gather: float) -> None:
+    def __init__(self, call: Call, gather: Callable[[], float]) -> None:
         self._call, self._gather = call, gather
         self._given = -math.inf  # when the last piece of the body was
         self._change = asyncio.Condition()  # of anything below
@@ -58,7 +58,7 @@ class _Exchange:
             if self._start is not None:
                 start, self._start = self._start, None
                 return start
-            if self._waiting and (early := self._given + self._gather - time.monotonic()) > 0:
+            if self._waiting and (early := self._given + self._gather() - time.monotonic()) > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(early):
                         await self._change.wait_for(lambda: self._ended)

@@ -18,13 +18,18 @@ from server.engine_process import EngineProcess
 from server.engine_thread import EngineThread
 from server.settings import ServerSettings
 
+PIECES = (
+    250  # a second, of all responses of a replica: each costs a few milliseconds on its way through Ray's processes
+)
+MAX_GATHER = 0.25  # seconds that a stream is silent for that at most
+
 
 class Replica:
     """What `hnet serve` is, without its port. `start` returns once the model is loaded."""
 
     def __init__(self, name: str, settings: ServerSettings, launch: EngineLaunch) -> None:
         self.name = name
-        self._flush_seconds = flush_seconds = settings.stream_flush_ms / 1000
+        flush_seconds = settings.stream_flush_ms / 1000
         transport = (
             EngineThread(launch, flush_seconds)
             if settings.in_process
@@ -33,6 +38,8 @@ class Replica:
         self._service, metrics = build_service(settings, transport)
         self._app = build_app(self._service, metrics)
         self._lifespan = _Lifespan(self._app)
+        self._flush_seconds = flush_seconds
+        self._open = 0  # answers under way
 
     async def start(self) -> None:
         """Raises RuntimeError, in one line, where the model cannot be loaded."""
@@ -54,12 +61,18 @@ class Replica:
 
     async def answer(self, call: Call) -> AsyncGenerator[Piece, None]:
         yield Accepted(self.name)
-        pieces = answer(self._app, call, self._flush_seconds)
+        self._open += 1
+        pieces = answer(self._app, call, self._gather)
         try:
             async for piece in pieces:
                 yield piece
         finally:
+            self._open -= 1
             await pieces.aclose()
+
+    def _gather(self) -> float:
+        """Seconds between two pieces of one response: so many that all together are no more than PIECES a second."""
+        return min(MAX_GATHER, max(self._flush_seconds, self._open / PIECES))
 
     async def whole(self, call: Call) -> Whole:
         """The response as one, for those that are short."""

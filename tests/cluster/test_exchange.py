@@ -35,7 +35,7 @@ async def test_pieces_are_gathered() -> None:
         for _ in range(3):
             await send(body(b"."))
 
-    times = [time.monotonic() async for piece in answer(app, CALL, gather=0.1) if isinstance(piece, bytes)]
+    times = [time.monotonic() async for piece in answer(app, CALL, gather=lambda: 0.1) if isinstance(piece, bytes)]
     assert times[1] - times[0] >= 0.1
 
 
@@ -46,7 +46,7 @@ async def test_the_end_does_not_wait() -> None:
             await send(body(b"."))
 
     async with asyncio.timeout(20):
-        pieces = [piece async for piece in answer(app, CALL, gather=3600.0)]
+        pieces = [piece async for piece in answer(app, CALL, gather=lambda: 3600.0)]
     assert pieces[1:] == [b".", b"."]
 
 

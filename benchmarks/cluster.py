@@ -251,7 +251,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(f"Replicas on Ray Serve, {args.model} model", ["what", "figure", "unit", "ratio"], lines)
     if args.report is not None:
         cores = os.cpu_count()
-        said = f"The {args.model} model, one thread a replica, on {cores} cores that client, proxy and front share."
+        said = (
+            f"The {args.model} model, one thread a replica, on {cores} cores that client, proxy and front share: where "
+            "there are no more cores than such processes, rates say what Ray's processes take, not what replicas give."
+        )
         write_part(
             args.report,
             "Replicas on Ray Serve",

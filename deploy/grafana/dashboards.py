@@ -245,6 +245,24 @@ ENGINE = Dashboard(
                 ((rate("step_duration_seconds_sum", "kind, stage"), "{{kind}} {{stage}}"),),
             ),
         ),
+        "Captured steps, on a GPU": (
+            Panel(
+                "Static steps",
+                "By the rows they are made for, and whether they are captured graphs or run operation by operation.",
+                "ops",
+                ((rate("graph_replays_total", "kind, bucket, mode"), "{{kind}} {{bucket}} {{mode}}"),),
+            ),
+            Panel("Graphs", "Captured when the engine started.", "none", ((gauge("graphs"), "{{instance}}"),)),
+            Panel(
+                "What capturing took",
+                "Seconds, and memory that the graphs hold.",
+                "none",
+                (
+                    (gauge("graph_capture_seconds"), "seconds {{instance}}"),
+                    (gauge("graph_memory_bytes"), "bytes {{instance}}"),
+                ),
+            ),
+        ),
         "Requests": (
             Panel("Prompts", "BOS included.", "bytes", quantiles("request_prompt_bytes")),
             Panel("Completions", "As far as they came.", "bytes", quantiles("request_generation_bytes")),

@@ -22,6 +22,7 @@ from hnet_runtime.engine.messages import (
     Chunk,
     EngineInfo,
     EngineStats,
+    GraphReplays,
     Output,
     Request,
     StageInfo,
@@ -175,6 +176,7 @@ class FakeEngine:
             prefix_cache_bytes=sum(map(len, itertools.chain(*(self.known or {}).values()))),
             park_waits=tuple(self.park_waits),
             steps=tuple(steps),
+            replays=tuple(GraphReplays("byte", 64, "graph", 1) for _ in steps),  # as if it had a GPU
         )
         return Tick(outputs=tuple(outputs), stats=stats)
 

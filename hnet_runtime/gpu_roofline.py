@@ -40,7 +40,7 @@ H200 = Gpu("H200 SXM", 4.8e12)
 
 LAUNCH_SECONDS = 2e-6  # assumed of a kernel in a replayed graph: from the end of one to the start of the next
 CONTEXT = 2048  # bytes that each row has read
-BYTES_PER_CHUNK = {1: 4.7, 2: 7.0}  # of the main network, by routed stages: about what the paper reports of English
+BYTES_PER_CHUNK = {1: 4.7, 2: 7.0}  # of the main network, by routed stages: about what English takes
 
 _IN_FP32 = (
     *("norm1.weight", "norm2.weight", ".norm.weight", "rmsnorm.weight", "dt_bias", "A_log", "mixer.D"),

@@ -19,6 +19,7 @@ BENCHMARKS = (
     "peers",
     "clients",
     "cluster",
+    "gpu-model",
     "precision",
     "serve",
     "start",
@@ -26,6 +27,7 @@ BENCHMARKS = (
 )
 _MODULES = {  # the others are in the file of their name
     "prefix": "benchmarks.prefix_cache",
+    "gpu-model": "benchmarks.gpu_model",
     "http": "benchmarks.http_overhead",
     "serve": "loadtests.__main__",
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from hnet_runtime.config import VOCAB_SIZE, ModelConfig, official_names, tensor_shapes
 from hnet_runtime.engine.gpu_memory import weight_bytes
-from hnet_runtime.engine.graphs import Eager, StepGraphs
+from hnet_runtime.engine.graphs import Eager, StepGraphs, buckets
 from hnet_runtime.gpu_roofline import (
     BYTES_PER_CHUNK,
     H100,
@@ -215,3 +218,45 @@ def test_the_default_counts_launches_itself(tape):
     counted = expected_rate(config, 4)
     through = tape(config, StepKey(2, 0, False)).launches
     assert counted == pytest.approx(expected_rate(config, 4, launches=lambda kind, rows: through))
+
+
+# ── the command ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_writes_a_page_and_figures_that_say_what_they_are(tape, tmp_path, capsys):
+    from benchmarks import gpu_model
+
+    model = tmp_path / "tiny.json"
+    model.write_text(json.dumps(TINY), encoding="utf-8")
+    page, figures = tmp_path / "page.md", tmp_path / "figures.json"
+    arguments = ["--model", str(model), "--rows", "1,8", "--report", str(page), "--json", str(figures)]
+    gpu_model.main([*arguments, "--bytes-per-chunk", "2,3", "--launch-us", "1", "--context", "100"])
+    written = page.read_text(encoding="utf-8")
+    assert "computed, not measured" in written
+    assert "6.0 bytes a chunk of the main network" in written
+    assert "computed, not measured" in " ".join(capsys.readouterr().out.split())
+    rows = {row["name"]: row for row in json.loads(figures.read_text(encoding="utf-8"))["rows"]}
+    config = ModelConfig.from_dict(TINY)
+    for gpu in (H100, H200):
+        for policy in POLICIES:
+            expected = expected_rate(
+                config,
+                8,
+                bandwidth=gpu.bandwidth,
+                policy=policy,
+                bytes_per_chunk=[2.0, 3.0],
+                context=100,
+                launch_seconds=1e-6,
+            )
+            assert rows[f"tiny {gpu.name} rows=8 {policy}"]["value"] == pytest.approx(expected)
+
+
+def test_the_page_in_docs_has_every_official_model_and_bucket():
+    written = (Path(__file__).parents[2] / "docs" / "gpu-model.md").read_text(encoding="utf-8")
+    assert "computed, not measured" in written
+    for name in official_names():
+        for gpu in (H100, H200):
+            part = written.split(f"## {name} on {gpu.name},")[1].split("\n## ")[0]
+            assert [int(line.split("|")[1]) for line in part.splitlines() if re.match(r"\| \d", line)] == buckets(
+                128, 128
+            )

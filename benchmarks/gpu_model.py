@@ -175,8 +175,8 @@ What is taken:
 - {gpus}.
   All of the bandwidth is had.
 - A step takes the time of its memory traffic, or of its products where those are slower, and for every launch in the
-  replayed graph {1e6 * launch_seconds:g} µs. The latter is an assumption (`--launch-us`) and weighs much: *launches'* is its share of
-  a lock-step step.
+  replayed graph {1e6 * launch_seconds:g} µs. The latter is an assumption (`--launch-us`) and weighs much:
+  *launches'* is its share of a lock-step step.
 - Weights are bf16. Norms, convolutions, the router's projections and `residual_proj` are read in fp32, as they are
   kept; SSM state and the smoothed value are fp32; state is read and written.
 - Every row has read {context} bytes (`--context`). Activations stay in the cache, padding rows cost no traffic, and the

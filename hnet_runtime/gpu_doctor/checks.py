@@ -46,15 +46,19 @@ class Check:
 @dataclass(frozen=True)
 class Settings:
     """What is asked of all groups. Device and MODEL by their names, `rows` the buckets that are timed, `most_rows` the
-    largest of steps compared; a report says how much `text_bytes` was read."""
+    largest of steps compared, in at most
+    `max_graphs` graphs; `text_bytes` are read and
+    `completion_bytes` written by each row; kernels get the official models' sizes, or small odd ones."""
 
     device: str
     model: str | None = None
     config: str | None = None
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     most_rows: int = 128
+    max_graphs: int = 128
     text_bytes: int = 10_000
     completion_bytes: int = 256
+    official_sizes: bool = True
     limit_seconds: float = 900.0
 
 

@@ -27,12 +27,12 @@ ROUNDED = 2.0**-8
 
 def checks(device: Device, settings: Settings) -> Iterator[Check]:
     """A check a case."""
-    del settings
-    for case in step_cases(kernel_cases.OFFICIAL):
+    official = settings.official_sizes
+    for case in step_cases(kernel_cases.OFFICIAL if official else kernel_cases.SMALL):
         yield Check(f"{case.op}: {case.name}", partial(_step, device, case), demand(STEP))
-    for case in cases_of_prefill(prefill_cases.OFFICIAL):
-        most = ROUNDED if "bfloat16" in case.name else PREFILL
-        yield Check(f"prefill {case.op}: {case.name}", partial(_prefill, device, case, most), demand(most))
+    for packed in cases_of_prefill(prefill_cases.OFFICIAL if official else prefill_cases.SMALL):
+        most = ROUNDED if "bfloat16" in packed.name else PREFILL
+        yield Check(f"prefill {packed.op}: {packed.name}", partial(_prefill, device, packed, most), demand(most))
 
 
 def demand(most: float) -> str:

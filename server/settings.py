@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from server.files import check_certificate, check_readable, read_keys
 
 DType = Literal["auto", "float32", "bfloat16"]
-Kernels = Literal["auto", "native", "torch", "triton"]
+Kernels = Literal["auto", "native", "torch", "triton", "libraries"]
 Quantization = Literal["int8"]
 Batching = Literal["lockstep", "aligned", "adaptive"]
 LogLevel = Literal["debug", "info", "warning", "error"]

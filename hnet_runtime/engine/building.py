@@ -9,13 +9,15 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from hnet_runtime.checkpoint import ModelSource, load_weights
 from hnet_runtime.config import ModelConfig
-from hnet_runtime.engine.config import DType, EngineConfig, EngineError
+from hnet_runtime.engine.config import DType, EngineConfig, EngineError, Kernels
 from hnet_runtime.engine.gpu_memory import GpuMemory, MemoryPlan, check_weights, plan_memory
 from hnet_runtime.engine.graphs import CudaGraphs, Eager, StepGraphs
 from hnet_runtime.model.captured import CapturedHNet
@@ -25,6 +27,8 @@ from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.native import binding, cache
 from hnet_runtime.ops.native.library import NativeLibrary, open_library
+from hnet_runtime.ops.prefill import Op, PrefillOps
+from hnet_runtime.ops.triton.libraries import Choice, choose
 from hnet_runtime.state.arenas import ModelState, kv_bytes_per_position
 from hnet_runtime.state.rows import PAGE
 
@@ -34,6 +38,7 @@ _FLOAT32_BELOW = 100_000_000  # parameters; smaller models run in fp32 on a CPU
 _CACHED_FROM = 100_000_000  # parameters; smaller models are packed in no time
 _ONE_THREAD_UP_TO = 256  # width; below it a second thread costs more than it brings
 _CPU_ROWS = 64
+_ON_GPUS = ("triton", "libraries")  # kernels that must be asked for there alone
 _CACHE_SHARE = 0.125  # of the machine's memory, for snapshots of prefixes,
 _CACHE_MOST = 8 << 30  # up to so many bytes
 _SMALL_SNAPSHOT = 1 << 20  # bytes, for every 64 of a prompt
@@ -81,8 +86,8 @@ def load_model(
 def choose_library(config: EngineConfig, device: torch.device) -> NativeLibrary | None:
     """The native library that serves on a device, None for the torch path; EngineError where it must and cannot."""
     library = open_library() if device.type == "cpu" and config.kernels != "torch" else None
-    if config.kernels == "triton" and device.type == "cpu":
-        raise EngineError("kernels triton: they need a GPU")
+    if config.kernels in _ON_GPUS and device.type == "cpu":
+        raise EngineError(f"kernels {config.kernels}: they need a GPU")
     if library is None and config.kernels == "native":
         raise EngineError("kernels native: there are none for this device, or they are not built (make native)")
     if library is None and config.quantization:
@@ -102,9 +107,10 @@ def build_model(
     if library is None:
         device = weights["embeddings.weight"].device
         if device.type == "cuda":
-            return CapturedHNet(
-                config, weights, lambda: _step_graphs(engine_config, device), step_ops(engine_config), override
-            )
+            steps, prefill = gpu_ops(engine_config, device)
+            model = CapturedHNet(config, weights, lambda: _step_graphs(engine_config, device), steps, override)
+            model.prefill = prefill
+            return model
         return HNet(config, weights, override)
     return NativeHNet(
         config,
@@ -118,17 +124,27 @@ def build_model(
     )
 
 
-def step_ops(config: EngineConfig) -> StepOps:
-    """The operations of steps on a GPU: Triton's where it is there; EngineError where it must be and is not."""
+def gpu_ops(config: EngineConfig, device: torch.device) -> tuple[StepOps, PrefillOps]:
+    """The operations of steps and of prefill on a GPU: Triton's where it is there, EngineError where it must be and is
+    not. The steps' carry the name of both."""
     if config.kernels == "torch":
-        return StepOps.torch()
+        return StepOps.torch(), PrefillOps.torch()
     try:
-        return StepOps.triton()
+        steps = StepOps.triton()
     except ImportError as error:
-        if config.kernels == "triton":
-            raise EngineError(f"kernels triton: Triton cannot be imported: {error}") from error
-        log.warning("Triton cannot be imported (%s): steps run on torch's operations, which is slow", error)
-        return StepOps.torch()
+        if config.kernels in _ON_GPUS:
+            raise EngineError(f"kernels {config.kernels}: Triton cannot be imported: {error}") from error
+        log.warning("Triton cannot be imported (%s): torch's operations run the model, which is slow", error)
+        return StepOps.torch(), PrefillOps.torch()
+    adapters = import_module("hnet_runtime.ops.triton.adapters")  # it imports Triton
+    prefill: PrefillOps = adapters.prefill_ops(choose_prefill(config.kernels, device))
+    others = ", ".join(f"{op} of prompts {form}" for op, form in prefill.forms.items() if form != steps.name)
+    return (replace(steps, name=f"{steps.name}, {others}") if others else steps), prefill
+
+
+def choose_prefill(kernels: Kernels, device: torch.device) -> dict[Op, Choice]:
+    """What runs each op of prefill on a device, and why the others do not."""
+    return choose(device, libraries=kernels == "libraries")
 
 
 def _step_graphs(config: EngineConfig, device: torch.device) -> StepGraphs:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 DType = Literal["auto", "float32", "bfloat16"]
-Kernels = Literal["auto", "native", "torch", "triton"]
+Kernels = Literal["auto", "native", "torch", "triton", "libraries"]
 Batching = Literal["lockstep", "aligned", "adaptive"]
 TRAINING_CONTEXT = 8192  # bytes; the released models saw no longer ones
 
@@ -35,6 +35,8 @@ class EngineConfig:
         max_num_seqs rows of max_model_len would need, but no more than a quarter of the memory.
     threads: CPU threads; None decides by the model's width.
     kernels: `native` or `torch` on a CPU, `triton` or `torch` on a GPU; `auto` takes the former where they are there.
+        `libraries` is `triton` with other projects' kernels for what they compute of prompts, where they are installed:
+        a row's numbers then depend on how its prompt is cut.
     quantization: `int8` runs the blocks' matrix products in 8 bits (native kernels only).
     weight_cache: directory for packed weights of large models, which are mapped from there the next time; `off` keeps
         none; None takes HNET_WEIGHT_CACHE or the user's cache directory.
@@ -88,7 +90,7 @@ class EngineConfig:
             )
         if self.batching not in ("lockstep", "aligned", "adaptive"):
             raise EngineError(f"batching must be lockstep, aligned or adaptive, not {self.batching!r}")
-        if self.kernels not in ("auto", "native", "torch", "triton"):
-            raise EngineError(f"kernels must be auto, native, torch or triton, not {self.kernels!r}")
+        if self.kernels not in get_args(Kernels):
+            raise EngineError(f"kernels must be auto, native, torch, triton or libraries, not {self.kernels!r}")
         if self.quantization not in (None, "int8"):
             raise EngineError(f"quantization must be int8, not {self.quantization!r}")

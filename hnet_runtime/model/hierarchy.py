@@ -227,7 +227,7 @@ class HNet:
             if self._override is not None:
                 p = spans.tensor(self._override.p(index, spans.rows[spans.span_of], spans.position_of))
             _advance(arenas, spans)
-            said = p.cpu().numpy()
+            said = _on_host(p)
             boundary = said > BOUNDARY_THRESHOLD
             way.verdicts.append(Verdicts(spans.rows[spans.span_of], way.offsets, said, boundary))
             if parks and boundary.any():
@@ -300,6 +300,12 @@ class _Way:
     def work(self) -> tuple[StageWork, ...]:
         seconds = sorted(self._seconds.items())
         return tuple(StageWork(stage, self.positions.get(stage, 0), each) for stage, each in seconds)
+
+
+def _on_host(p: Tensor) -> NDArray[np.float32]:
+    """The one thing in a forward that the host waits for: how many positions the next stage has."""
+    said: NDArray[np.float32] = p.cpu().numpy()
+    return said
 
 
 def _advance(arenas: StageState, spans: Spans) -> None:

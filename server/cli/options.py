@@ -33,9 +33,10 @@ def engine_options(command: _F) -> _F:
     )(command)
     command = option(
         "--kernels",
-        type=click.Choice(["auto", "native", "torch", "triton"]),
+        type=click.Choice(["auto", "native", "torch", "triton", "libraries"]),
         default="auto",
-        help="Code that runs the model; auto is native kernels on a CPU where they are built, Triton's on a GPU.",
+        help="Code that runs the model; auto is native kernels on a CPU where they are built, Triton's on a GPU. "
+        "libraries: Triton's, and for prompts causal-conv1d's and flash-attn's where they are installed.",
     )(command)
     command = option(
         "--dtype",

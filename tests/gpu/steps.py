@@ -181,14 +181,18 @@ class StepSubject:
         return ((3, 1, 5), (1, 5), (5, 3, 4, 2), (6,))[turn % 4]
 
 
-def fake_model(config: ModelConfig, dtype: torch.dtype, ops: StepOps | None = None) -> CapturedHNet:
-    """A model without weights, on CUDA; under fake tensors alone."""
+def fake_weights(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights without memory, on CUDA; under fake tensors alone."""
     kept = (".mixer.D", ".residual_proj.weight", ".residual_proj.bias")
-    weights = {
+    return {
         key: torch.zeros(shape, dtype=torch.float32 if key.endswith(kept) else dtype, device="cuda")
         for key, shape in tensor_shapes(config).items()
     }
-    return CapturedHNet(config, weights, lambda: StepGraphs(Eager()), ops)
+
+
+def fake_model(config: ModelConfig, dtype: torch.dtype, ops: StepOps | None = None) -> CapturedHNet:
+    """A model of such weights."""
+    return CapturedHNet(config, fake_weights(config, dtype), lambda: StepGraphs(Eager()), ops)
 
 
 def shortened(config: ModelConfig) -> ModelConfig:

@@ -77,9 +77,10 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
 ENTRYPOINT ["tini", "--", "hnet"]
 CMD ["serve"]
 
+# Triton compiles its kernels when the engine first starts, and what launches them with a C compiler. Both go to the volume.
 FROM ${CUDA_BASE} AS cuda
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 tini \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --home-dir /var/cache/hnet --create-home --shell /usr/sbin/nologin hnet
 COPY --from=cuda-build /opt/hnet /opt/hnet
@@ -94,6 +95,7 @@ ENV PATH=/opt/hnet/bin:$PATH \
     HNET_HOST=0.0.0.0 \
     HF_HOME=/var/cache/hnet/huggingface \
     XDG_CACHE_HOME=/var/cache/hnet \
+    TRITON_CACHE_DIR=/var/cache/hnet/triton \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1

@@ -77,8 +77,8 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
 ENTRYPOINT ["tini", "--", "hnet"]
 CMD ["serve"]
 
-# Triton compiles its kernels when the engine first starts, and what launches them with a C compiler. Both go to the volume.
 FROM ${CUDA_BASE} AS cuda
+# Triton compiles its kernels when the engine first starts, and what launches them with a C compiler. Both go to the volume.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev tini \
     && rm -rf /var/lib/apt/lists/* \

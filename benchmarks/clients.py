@@ -44,27 +44,45 @@ def lm_eval(folder: Path, port: int) -> list[Row]:
     python = environment(folder / "lm-eval", LM_EVAL)
     task = folder / "lm-eval-task"
     _write_task(task)
-    for old in task.glob("results/**/*.json*"):
-        old.unlink()
-    endpoint = f"model=demo,base_url=http://127.0.0.1:{port}/v1/completions"
-    settings = f"{endpoint},tokenizer={TOKENIZER},add_bos_token=True,num_concurrent=4"
-    command = [python.parent / "lm_eval", "--model", "local-completions", "--model_args", settings]
-    command += ["--tasks", "hnet_bytes", "--include_path", task, "--log_samples", "--output_path", task / "results"]
-    _run(command, task / "log.txt", HF_DATASETS_OFFLINE="1", HF_HOME=str(task / "cache"))
+    options = ("--include_path", task, "--log_samples")
+    variables = {"HF_DATASETS_OFFLINE": "1", "HF_HOME": str(task / "cache")}
+    results = run_lm_eval(python, port, "demo", "hnet_bytes", task / "results", options, variables)
     (samples,) = task.glob("results/**/samples_*.jsonl")
-    (results,) = task.glob("results/**/results_*.json")
     scored, worst = 0, 0.0
     for line in samples.read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
         for asked, found in zip(sample["arguments"].values(), sample["filtered_resps"], strict=True):
             worst = max(worst, abs(float(found[0]) - _score(port, asked["arg_0"], asked["arg_1"])))
             scored += 1
-    accuracy = json.loads(results.read_text(encoding="utf-8"))["results"]["hnet_bytes"]["acc,none"]
     return [
         Row("lm-eval answers scored", scored, "answers"),
         Row("lm-eval farthest from /v1/score", worst, "nats"),
-        Row("lm-eval accuracy", accuracy, "of 1"),
+        Row("lm-eval accuracy", results["acc,none"], "of 1"),
     ]
+
+
+def run_lm_eval(
+    python: Path,
+    port: int,
+    model: str,
+    task: str,
+    output: Path,
+    options: Sequence[object] = (),
+    variables: Mapping[str, str] | None = None,
+    seconds: float = 600,
+) -> dict[str, float]:
+    """The results of one task by lm-eval (the one beside `python`), through echo and logprobs. What it writes goes to
+    `output`, and what it says to log.txt beside that. Raises RuntimeError if it fails."""
+    for old in output.glob("**/*.json*"):
+        old.unlink()
+    endpoint = f"model={model},base_url=http://127.0.0.1:{port}/v1/completions"
+    settings = f"{endpoint},tokenizer={TOKENIZER},add_bos_token=True,num_concurrent=4"
+    command = [python.parent / "lm_eval", "--model", "local-completions", "--model_args", settings]
+    command += ["--tasks", task, "--output_path", output, *options]
+    run_tool(command, output.with_name("log.txt"), seconds, **(variables or {}))
+    (document,) = output.glob("**/results_*.json")
+    results: dict[str, float] = json.loads(document.read_text(encoding="utf-8"))["results"][task]
+    return results
 
 
 def _write_task(folder: Path) -> None:
@@ -107,7 +125,7 @@ def vllm_bench(folder: Path, port: int) -> list[Row]:
     command += ["--num-prompts", REQUESTS, "--max-concurrency", STREAMS, "--ignore-eos", "--disable-tqdm"]
     command += ["--save-result", "--result-dir", result.parent, "--result-filename", result.name]
     before = _counters(port)
-    _run(command, folder / "vllm-bench.txt")
+    run_tool(command, folder / "vllm-bench.txt")
     found = json.loads(result.read_text(encoding="utf-8"))
     counted = {"requests": found["completed"], "prompt bytes": found["total_input_tokens"]}
     counted["new bytes"] = found["total_output_tokens"]
@@ -131,7 +149,7 @@ def guidellm(folder: Path, port: int) -> list[Row]:
     command += ["--tokenizer", f"kind=hf_auto,model={TOKENIZER}", "--output", f"kind=json,path={result}"]
     command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT_BYTES},output_tokens={NEW_BYTES}"]
     before = _counters(port)
-    _run(command, folder / "guidellm.txt")
+    run_tool(command, folder / "guidellm.txt")
     found = json.loads(result.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
     totals = {
         name: int(found[name]["successful"]["total_sum"]) for name in ("prompt_token_count", "output_token_count")
@@ -171,13 +189,21 @@ def _agreement(tool: str, counted: Mapping[str, int], before: Mapping[str, int],
     return rows
 
 
-def _run(command: Sequence[object], log: Path, **variables: str) -> None:
-    """Runs a tool to its end, within ten minutes; RuntimeError with the end of what it said if it fails."""
+def run_tool(command: Sequence[object], log: Path, seconds: float = 600, **variables: str) -> None:
+    """Runs a tool to its end; RuntimeError with the end of what it said if it fails or takes longer."""
     environment = {**os.environ, **OFFLINE, **variables}
     with open(log, "wb") as output:
-        done = subprocess.run(
-            [str(part) for part in command], env=environment, stdout=output, stderr=output, timeout=600, check=False
-        )
+        try:
+            done = subprocess.run(
+                [str(part) for part in command],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{command[0]} took more than {seconds:.0f} s: see {log}") from None
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n" + log.read_text(encoding="utf-8", errors="replace")[-2000:])
 

@@ -18,6 +18,7 @@ BENCHMARKS = (
     "prefix",
     "peers",
     "clients",
+    "acceptance",
     "cluster",
     "gpu-model",
     "precision",

@@ -1,6 +1,6 @@
 """A published checkpoint on a machine, end to end: does it run right there, and does it say what its authors report?
 
-    hnet bench acceptance MODEL [--url URL] [--text FILE] [--peer-url URL --peer-model NAME] [--only STEP] [--report DIR]
+    hnet bench acceptance MODEL [--url URL] [--text FILE] [--peer-url URL --peer-model NAME] [--only STEP]
 
 Steps, each bounded in time: `doctor` (hnet doctor --gpu), `serve`, `crowd` (the same bytes alone and among others),
 `lambada` (lm-eval, which fetches its data itself), `text` (bits per byte and bytes per chunk of a file), `peer` (bytes

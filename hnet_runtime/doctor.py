@@ -17,10 +17,11 @@ import torch
 from hnet_runtime.checkpoint import load_weights, locate
 from hnet_runtime.comparison import Check
 from hnet_runtime.config import BOS, stage_tensor_shapes
-from hnet_runtime.engine.building import choose_device, choose_dtype, choose_library, default_threads
+from hnet_runtime.engine.building import choose_device, choose_dtype, choose_library, choose_prefill, default_threads
 from hnet_runtime.engine.config import DType, EngineConfig, Kernels
 from hnet_runtime.machine import Machine, inspect_machine
 from hnet_runtime.ops.native.library import available
+from hnet_runtime.ops.triton.libraries import Choice
 from hnet_runtime.parity import StepTime, check_runtime
 
 TEXT = (
@@ -64,7 +65,8 @@ class Diagnosis:
 
     `kernels` is the code that serves, as in EngineInfo, and `dispatch` says so for each operation. `stage_bytes` are
     the weights of each stage as loaded, `embedding_bytes` those of embeddings and head, `served_bytes` all of them as
-    the code that serves holds them. The checks ran over `checked_bytes` bytes.
+    the code that serves holds them. `prefill_on_cuda` is what a CUDA device reads prompts with, or would if
+    one was here, by the packages that are installed. The checks ran over `checked_bytes` bytes.
     """
 
     machine: Machine
@@ -80,6 +82,7 @@ class Diagnosis:
     served_bytes: int
     instruction_sets: tuple[InstructionSet, ...]
     dispatch: tuple[Operation, ...]
+    prefill_on_cuda: tuple[Choice, ...]
     checked_bytes: int
     checks: tuple[Check, ...]
     steps: tuple[StepTime, ...]
@@ -141,6 +144,7 @@ def examine(
             for each in available()
         ),
         dispatch=dispatch_table("torch" if library is None else f"native {library.isa}", dtype_name, quantization),
+        prefill_on_cuda=tuple(choose_prefill(kernels, torch.device("cuda")).values()),
         checked_bytes=len(data),
         checks=findings.checks,
         steps=findings.steps,

@@ -27,7 +27,7 @@ from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.native import binding, cache
 from hnet_runtime.ops.native.library import NativeLibrary, open_library
-from hnet_runtime.ops.prefill import Op, PrefillOps
+from hnet_runtime.ops.prefill import OPS, Op, PrefillOps
 from hnet_runtime.ops.triton.libraries import Choice, choose
 from hnet_runtime.state.arenas import ModelState, kv_bytes_per_position
 from hnet_runtime.state.rows import PAGE
@@ -144,6 +144,8 @@ def gpu_ops(config: EngineConfig, device: torch.device) -> tuple[StepOps, Prefil
 
 def choose_prefill(kernels: Kernels, device: torch.device) -> dict[Op, Choice]:
     """What runs each op of prefill on a device, and why the others do not."""
+    if kernels == "torch":
+        return {op: Choice(op, "torch", declined={"triton": "torch is asked for"}) for op in OPS}
     return choose(device, libraries=kernels == "libraries")
 
 

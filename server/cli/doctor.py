@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ import click
 from hnet_runtime import __version__
 from server.cli.loading import progress_bar
 from server.cli.options import engine_options, option
+from server.cli.prefill_table import prefill_lines
 from server.cli.streams import write
 
 if TYPE_CHECKING:
@@ -26,12 +28,29 @@ MIB = 2**20
 @click.argument("model", required=False, envvar="HNET_MODEL")
 @engine_options
 @option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
-def doctor(model: str | None, *, as_json: bool, **engine: Any) -> int:
+@option(
+    "--gpu", is_flag=True, help="Check a GPU instead, and write a report: kernels, captured steps, boundaries, rates."
+)
+@option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("hnet-gpu-report"),
+    help="With --gpu: the directory of the report.",
+)
+@option("--gpu-time-limit", type=click.FloatRange(1), default=900.0, help="With --gpu: seconds for each of six groups.")
+def doctor(model: str | None, *, as_json: bool, gpu: bool, report: Path, gpu_time_limit: float, **engine: Any) -> int:
     """Report the machine, and check and time the code that would serve MODEL.
 
     It is checked against the reference and, where it is native, against the torch path; a text read whole against byte
     by byte, and alone against among others. The exit code is 1 if a check fails.
+
+    With --gpu the GPU is checked instead, on MODEL in bfloat16 and float32; of the options that say how a model runs,
+    only --config counts then.
     """
+    if gpu:
+        from server.cli.gpu_doctor import examine as examine_gpu
+
+        return examine_gpu(model, engine["config"], report, gpu_time_limit)
     from hnet_runtime.doctor import examine
 
     with progress_bar(f"loading {model or 'the demo model'}") as progress:
@@ -40,11 +59,11 @@ def doctor(model: str | None, *, as_json: bool, **engine: Any) -> int:
         document = {"hnet": __version__, "passed": diagnosis.passed, **dataclasses.asdict(diagnosis)}
         write(json.dumps(_finite(document), indent=2) + "\n")
     else:
-        write("\n".join(report(diagnosis)) + "\n")
+        write("\n".join(report_lines(diagnosis)) + "\n")
     return 0 if diagnosis.passed else 1
 
 
-def report(diagnosis: Diagnosis) -> list[str]:
+def report_lines(diagnosis: Diagnosis) -> list[str]:
     """The diagnosis for reading, a finding a line."""
     machine = diagnosis.machine
     memory = f", {machine.memory / 2**30:.1f} GiB" if machine.memory else ""
@@ -64,6 +83,7 @@ def report(diagnosis: Diagnosis) -> list[str]:
         ("native", "; ".join(map(_library, diagnosis.instruction_sets))),
         ("serving", f"{diagnosis.kernels} on {diagnosis.device}, {diagnosis.threads} thread(s)"),
         *_dispatch_lines(diagnosis.dispatch),
+        *prefill_lines(diagnosis.prefill_on_cuda),
         ("loading", f"{diagnosis.load_seconds:.2f} s"),
         *_step_lines(diagnosis.steps),
         *(line for check in diagnosis.checks for line in _check_lines(check, diagnosis.checked_bytes)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,10 @@ from hnet_runtime.doctor import TEXT, examine
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.ops.native.library import open_library
+from hnet_runtime.ops.prefill import OPS
+from hnet_runtime.ops.triton.libraries import CAUSAL_CONV1D, FLASH_ATTN, Choice
 from hnet_runtime.parity import read_by, read_by_reference
+from server.cli.prefill_table import prefill_lines
 
 DATA = b"\xfe" + TEXT[:60]
 NATIVE = pytest.mark.skipif(open_library() is None, reason="no native library is built here")
@@ -65,6 +69,27 @@ def test_report_says_what_runs_and_that_it_is_right(hnet):
     assert "the runtime is right here" in result.text
 
 
+def test_report_says_what_a_gpu_would_read_prompts_with_and_why(hnet, monkeypatch, golden_case):
+    pytest.importorskip("triton")
+    for module in (CAUSAL_CONV1D.module, FLASH_ATTN.module):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it raises ModuleNotFoundError
+    text = hnet("doctor", golden_case("a_1stage").path).text
+    assert "on CUDA    scan of prompts: triton; not mamba-ssm: its chunk scan takes one initial state" in text
+    assert "smoothing of prompts: triton\n" in text
+    assert "attention of prompts: triton; not flash-attn: it runs only where kernels=libraries asks for it\n" in text
+    text = hnet("doctor", golden_case("a_1stage").path, "--kernels", "torch").text
+    assert "attention of prompts: torch; not triton: torch is asked for\n" in text
+
+
+def test_what_reads_only_some_prompts_says_which():
+    chosen = Choice("attention", "flash-attn", "spans from 0", "triton", {"other": "it is slow"})
+    plain = Choice("smoothing", "triton")
+    assert prefill_lines([chosen, plain]) == [
+        ("on CUDA", "attention of prompts: flash-attn for spans from 0, else triton; not other: it is slow"),
+        ("", "smoothing of prompts: triton"),
+    ]
+
+
 def test_json_holds_every_figure(hnet, golden_case):
     document = json.loads(hnet("doctor", golden_case("b_2stage").path, "--json").text)
     assert document["passed"] is True
@@ -75,6 +100,7 @@ def test_json_holds_every_figure(hnet, golden_case):
     assert all(step["seconds"] > 0 for step in document["steps"])
     assert {each["name"] for each in document["instruction_sets"]} == {"amx", "avx512", "avx2", "portable"}
     assert {"router", "EMA", "sampler"} <= {each["name"] for each in document["dispatch"]}
+    assert [each["op"] for each in document["prefill_on_cuda"]] == list(OPS)
 
 
 def test_wrong_runtime_is_found_out_and_fails(hnet, golden_case, monkeypatch):

@@ -78,7 +78,11 @@ def choose(device: torch.device, *, libraries: bool = True) -> dict[Op, Choice]:
     without = {"triton": missing} if missing else {}
 
     def library(op: Op, wanted: Library, where: str) -> Choice:
-        reason = "libraries are switched off" if not libraries else missing and "its adapter uses Triton's kernels"
+        reason = (
+            "it runs only where kernels=libraries asks for it"
+            if not libraries
+            else missing and "its adapter uses Triton's kernels"
+        )
         reason = reason or unusable(wanted)
         if reason:
             return Choice(op, own, declined={**without, wanted.name: reason})

@@ -252,10 +252,13 @@ JUDGED_BY_ITSELF = frozenset({"doctor", "serve"})  # what they find is an exit c
 def run(options: argparse.Namespace) -> list[Outcome]:
     """Every step that is asked for, whatever those before it gave."""
     outcomes = []
+    chosen = set(options.only or STEPS)
+    if chosen != {"doctor"}:
+        chosen.add("serve")
     with ExitStack() as servers:
         acceptance = Acceptance(options, servers)
         for name, step in STEPS.items():
-            if options.only and name not in (*options.only, "serve"):
+            if name not in chosen:
                 continue
             print(f"{name} …", flush=True)
             outcomes.append(_outcome(acceptance, name, step))
@@ -345,7 +348,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="what `hnet serve` takes: a checkpoint, a hub id, demo")
     parser.add_argument("--url", help="of a server of MODEL on this machine, instead of starting one")
-    parser.add_argument("--only", choices=STEPS, action="append", help="may be given again; `serve` is always run")
+    parser.add_argument(
+        "--only",
+        choices=STEPS,
+        action="append",
+        help="may be given again; all but `doctor` need `serve`, which is run for them",
+    )
     parser.add_argument("--task", default="lambada_openai", help="of lm-eval")
     parser.add_argument("--include-path", type=Path, help="of lm-eval: where tasks of your own are")
     parser.add_argument("--limit", type=int, help="of lm-eval: only so many passages, which judges nothing")

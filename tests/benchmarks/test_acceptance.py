@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import acceptance
 from benchmarks.acceptance import LAMBADA, PUBLISHED, Expectation, Figure, Outcome, expectation, markdown
@@ -139,6 +140,16 @@ def test_without_a_server_steps_say_what_they_lack(tmp_path):
     code, steps, _ = accept(Nobody, tmp_path, "--only", "crowd")
     assert code == 1
     assert (steps["serve"]["status"], steps["crowd"]["status"]) == ("failed", "skipped")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+def test_without_a_gpu_its_doctor_fails_the_acceptance(tmp_path):
+    with pytest.raises(SystemExit):
+        acceptance.main(["demo", "--only", "doctor", "--report", str(tmp_path)])
+    (doctor,) = json.loads((tmp_path / "acceptance.json").read_text(encoding="utf-8"))["steps"]
+    assert doctor["status"] == "failed"
+    assert "no CUDA device" in doctor["said"]
+    assert doctor["command"].startswith("hnet doctor --gpu --report ")
 
 
 def test_only_servers_of_this_machine_are_asked(tmp_path):

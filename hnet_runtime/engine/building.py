@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -234,7 +235,8 @@ def open_state(
         )
         if not isinstance(model, CapturedHNet):
             return state, None
-        # Before anything lives there: a capture tries its step on padding.
+        # Before anything lives there: what is tried is tried on padding.
+        _read_padding(model, state)
         graphs = model.open(state)
     except torch.OutOfMemoryError as error:
         raise EngineError(
@@ -244,6 +246,15 @@ def open_state(
         ) from error
     assert isinstance(graphs, StepGraphs)
     return state, graphs
+
+
+def _read_padding(model: HNet, state: ModelState) -> None:
+    """Runs a prompt through all stages, so that no request waits until its kernels are compiled."""
+    began = time.perf_counter()
+    model.run(state, [0], [bytes(min(PAGE, state.max_positions))], [1])
+    for stage in state.stages:
+        stage.positions[0] = 0
+    log.info("a first prompt was read in %.1f s", time.perf_counter() - began)
 
 
 def snapshot_interval(state: ModelState, config: EngineConfig) -> int:

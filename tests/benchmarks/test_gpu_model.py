@@ -27,6 +27,7 @@ from hnet_runtime.gpu_roofline import (
     step_seconds,
 )
 from hnet_runtime.model.captured import CapturedHNet, StepKey, step_kinds
+from hnet_runtime.state.arenas import kv_bytes_per_position, state_bytes_per_row
 from tests.benchmarks.conftest import TINY
 
 FLAT = {  # one Mamba-2 layer around one layer of attention, widths that a hand can multiply
@@ -111,6 +112,23 @@ def test_a_step_reads_a_checkpoint_and_what_is_kept_wider(name, parameters, gib)
     stored = 2 * config.num_parameters
     assert read.weights + read.fp32_weights < weight_bytes(config, torch.bfloat16)
     assert 0.99 < (read.weights + read.fp32_weights) / stored < 1.05
+
+
+@pytest.mark.parametrize("name", official_names())
+def test_state_and_keys_of_a_step_are_those_that_arenas_hold(name):
+    """At a chunk a byte every row's whole state is read and written, and every key is read."""
+    config, context = ModelConfig.official(name), 4096
+    found = Shapes(config, (1.0,) * config.num_routed_stages, context).traffic((0, False), 1)
+    rings = parked = ring_keys = 0
+    for stage in config.stages:
+        parked += 0 if stage.is_main else 2 * stage.d_model + 4
+        layers = sum(layer.mixer == "attention" for stack in stage.stacks for layer in stack.layers)
+        if stage.attention is not None and stage.attention.window >= 0:
+            position = layers * 2 * stage.d_model * 2
+            rings += position * (stage.attention.window + 1)
+            ring_keys += position * (stage.attention.window + 2)
+    assert found.state == 2 * (state_bytes_per_row(config, torch.bfloat16, 8192) - rings - parked)
+    assert found.kv == (context + 1) * kv_bytes_per_position(config, torch.bfloat16, 8192) + ring_keys
 
 
 def test_seconds_are_those_of_the_slower_of_memory_and_products_and_of_launches():

@@ -46,9 +46,9 @@ class Check:
 @dataclass(frozen=True)
 class Settings:
     """What is asked of all groups. Device and MODEL by their names, `rows` the buckets that are timed, `most_rows` the
-    largest of steps compared, in at most
-    `max_graphs` graphs; `text_bytes` are read and
-    `completion_bytes` written by each row; kernels get the official models' sizes, or small odd ones."""
+    largest of steps compared, in at most `max_graphs` graphs; `text_bytes` are read, and `completion_bytes` written by
+    each row that is timed; kernels get the official models' sizes, or small ones. No group takes longer than
+    `limit_seconds`."""
 
     device: str
     model: str | None = None

@@ -31,8 +31,9 @@ class Device(Protocol):
     def step_ops(self) -> StepOps:
         """The operations of a step that serve; ImportError where they are not there."""
 
-    def prefill_ops(self) -> PrefillOps:
-        """The operations of prefill that serve; ImportError where they are not there."""
+    def prefill_ops(self, *, libraries: bool = False) -> PrefillOps:
+        """The operations of prefill that serve, or those that do with libraries' kernels among them; ImportError where
+        they are not there."""
 
     def captures(self) -> Captures:
         """What captures steps."""
@@ -85,12 +86,12 @@ class CudaDevice:
         """See Device."""
         return StepOps.triton()
 
-    def prefill_ops(self) -> PrefillOps:
+    def prefill_ops(self, *, libraries: bool = False) -> PrefillOps:
         """See Device."""
         from hnet_runtime.ops.triton.adapters import prefill_ops
         from hnet_runtime.ops.triton.libraries import choose
 
-        return prefill_ops(choose(self.device))
+        return prefill_ops(choose(self.device, libraries=libraries))
 
     def captures(self) -> Captures:
         """See Device."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hnet_runtime import __version__
+from hnet_runtime.engine.config import EngineError
 from hnet_runtime.gpu_doctor.checks import Finding, Settings
 from hnet_runtime.gpu_doctor.device import open_device
 from hnet_runtime.gpu_doctor.processes import run_group
@@ -14,7 +15,7 @@ from hnet_runtime.gpu_doctor.report import passed, write_reports
 from hnet_runtime.gpu_doctor.worker import GROUPS
 
 
-class NoDevice(RuntimeError):
+class NoDevice(EngineError):
     """There is nothing to check; the message says why, in a line."""
 
 

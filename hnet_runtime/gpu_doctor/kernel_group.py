@@ -30,9 +30,18 @@ def checks(device: Device, settings: Settings) -> Iterator[Check]:
     official = settings.official_sizes
     for case in step_cases(kernel_cases.OFFICIAL if official else kernel_cases.SMALL):
         yield Check(f"{case.op}: {case.name}", partial(_step, device, case), demand(STEP))
+    yield from _of_prefill(device, official, libraries=False)
+    if device.prefill_ops(libraries=True).forms != device.prefill_ops().forms:
+        yield from _of_prefill(device, official, libraries=True)
+
+
+def _of_prefill(device: Device, official: bool, *, libraries: bool) -> Iterator[Check]:
+    name = "prefill by libraries" if libraries else "prefill"
     for packed in cases_of_prefill(prefill_cases.OFFICIAL if official else prefill_cases.SMALL):
         most = ROUNDED if "bfloat16" in packed.name else PREFILL
-        yield Check(f"prefill {packed.op}: {packed.name}", partial(_prefill, device, packed, most), demand(most))
+        yield Check(
+            f"{name} {packed.op}: {packed.name}", partial(_prefill, device, packed, most, libraries), demand(most)
+        )
 
 
 def demand(most: float) -> str:
@@ -44,8 +53,8 @@ def _step(device: Device, case: StepCase) -> Outcome:
     return _told(case.compare(kernel, twin, device.device, STEP))
 
 
-def _prefill(device: Device, case: PrefillCase, most: float) -> Outcome:
-    return _told(case.compare(device.prefill_ops(), PrefillOps.torch(), device.device, most))
+def _prefill(device: Device, case: PrefillCase, most: float, libraries: bool) -> Outcome:
+    return _told(case.compare(device.prefill_ops(libraries=libraries), PrefillOps.torch(), device.device, most))
 
 
 def _told(apart: float) -> Outcome:

@@ -42,7 +42,7 @@ _SHARE = 0.8  # of the group's time for reading; what was not read by then is to
 
 def flips(device: Device, settings: Settings) -> Iterator[Check]:
     """Boundaries that the device and the CPU in fp32 do not agree on."""
-    data = texts(-(-settings.text_bytes // PIECE), PIECE)
+    data = texts(-(-settings.text_bytes // PIECE), min(PIECE, settings.text_bytes))
     source = locate(settings.model, settings.config)
     cpu: list[Reading] = []
 
@@ -65,7 +65,7 @@ def flips(device: Device, settings: Settings) -> Iterator[Check]:
 
 def crowd(device: Device, settings: Settings) -> Iterator[Check]:
     """Rows alone and in company: what they read, and what they write."""
-    data = texts(1 + COMPANY, PIECE)
+    data = texts(1 + COMPANY, min(PIECE, settings.text_bytes))
     for dtype, tolerance in ALONE.items():
         model = _Lazy(device, settings, dtype)
         name = str(dtype).removeprefix("torch.")
@@ -78,7 +78,12 @@ def crowd(device: Device, settings: Settings) -> Iterator[Check]:
 
         run = partial(_compared, alone, together, data[:1], tolerance, settings.limit_seconds)
         yield Check(f"{name}: a text alone and among {COMPANY} others", run, str(tolerance))
-    same = partial(_written, _Lazy(device, settings, torch.float32), [text[:40] for text in data])
+    same = partial(
+        _written,
+        _Lazy(device, settings, torch.float32),
+        [text[:40] for text in data],
+        min(settings.completion_bytes, 64),
+    )
     yield Check("float32: bytes written alone and in a crowd", same, "the same bytes and boundaries")
 
 
@@ -148,10 +153,10 @@ class Stepper:
         return [(bytes(text), tuple(each)) for text, each in zip(texts, opened, strict=True)]
 
 
-def _written(model: _Lazy, prompts: list[bytes]) -> Outcome:
+def _written(model: _Lazy, prompts: list[bytes], count: int) -> Outcome:
     stepper = model.stepper(len(prompts))
-    together = stepper.write(prompts, 64)
-    other = [index for index, prompt in enumerate(prompts) if stepper.write([prompt], 64)[0] != together[index]]
+    together = stepper.write(prompts, count)
+    other = [index for index, prompt in enumerate(prompts) if stepper.write([prompt], count)[0] != together[index]]
     return Outcome(
         not other, f"{len(other)} of {len(prompts)} rows differ", {"rows": len(prompts), "differ": len(other)}
     )

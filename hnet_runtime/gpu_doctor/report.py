@@ -57,7 +57,7 @@ def as_markdown(settings: Settings, findings: Sequence[Finding], version: str) -
     lines = [
         f"# hnet doctor --gpu: {device}",
         "",
-        f"hnet {version}, model {settings.model or 'demo'}: {len(findings) - len(failed)} of {len(findings)} checks passed.",
+        f"hnet {version}, model {settings.model or 'demo'}: of {len(findings)} checks {len(failed)} failed.",
         f"**The runtime is {'right' if passed(findings) else 'NOT right'} on this device.**",
     ]
     if failed:

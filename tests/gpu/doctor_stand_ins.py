@@ -32,7 +32,7 @@ class StandIn:
     def step_ops(self) -> StepOps:
         return StepOps.torch()
 
-    def prefill_ops(self) -> PrefillOps:
+    def prefill_ops(self, *, libraries: bool = False) -> PrefillOps:
         return PrefillOps.torch()
 
     def captures(self) -> EmulatedGraphs:
@@ -59,7 +59,7 @@ class WrongKernel(StandIn):
         twins = StepOps.torch()
         return replace(twins, swiglu=lambda y: twins.swiglu(y) * 1.02, compact=_not_compiled)
 
-    def prefill_ops(self) -> PrefillOps:
+    def prefill_ops(self, *, libraries: bool = False) -> PrefillOps:
         twins = PrefillOps.torch()
 
         def forgetful(z: Tensor, p: Tensor, memory: Tensor, spans: Any) -> Tensor:
@@ -146,4 +146,8 @@ class CrowdShy(StandIn):
 
     def step_ops(self) -> StepOps:
         twins = StepOps.torch()
-        return replace(twins, swiglu=lambda y: twins.swiglu(y) * (1.0 + 0.02 * (len(y) > 4)))
+
+        def norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+            return twins.add_rms_norm(h, residual, weight) * (1.0 + 0.05 * (len(h) > 4))
+
+        return replace(twins, add_rms_norm=norm)

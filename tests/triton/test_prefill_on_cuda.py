@@ -69,6 +69,25 @@ def test_prompts_of_the_official_models_are_read_by_kernels_alone(mode, name, dt
         assert {tensor.device.type for tensor in tensors} == {"cuda"}, launch.name
 
 
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("name", ["hnet_1stage_L", "hnet_2stage_XL"])
+def test_what_one_prompt_has_compiled_serves_all(mode, name):
+    """Sizes that Triton would look at: 1, multiples of 16 and others; of positions, spans and tiles."""
+    config = shortened(ModelConfig.official(name))
+    with mode:
+        model = build_model(config, fake_weights(config, torch.bfloat16), EngineConfig(), None)
+        state = new_rows(model)
+        with recording() as launches:
+            model.run(state, [0], [bytes(64)], [1])
+        compiled = {launch.key for launch in launches}
+        for pieces in ([b"a"], [b"a" * 16], [b"a" * 17], [b"a" * 100, b"b"], [b"a", b"b", b"c"]):
+            with recording() as launches:
+                model.run(state, range(1, 1 + len(pieces)), pieces, [1] * len(pieces))
+            others = {launch.name for launch in launches if launch.key not in compiled}
+            assert launches
+            assert not others, pieces
+
+
 @pytest.fixture
 def installed(monkeypatch):
     for module in ("causal_conv1d", "flash_attn"):

@@ -17,7 +17,7 @@ CONV_POSITIONS, CONV_CHANNELS, CONV_WARPS = 16, 128, 4
 CARRY_CHANNELS, CARRY_WARPS = 256, 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def convolve_spans(
     x_ptr,  # [T, E]
     state_ptr,  # [rows, K − 1, E]

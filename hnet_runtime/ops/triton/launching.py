@@ -27,7 +27,8 @@ class Launch:
     """One kernel as it was launched: arguments by name (tensors and numbers), constants, and options of the compiler.
 
     What Triton specializes a kernel for beside its constants, it is told of the arguments as here: whether a tensor
-    begins at, and a number is, a multiple of 16; and a number that is 1 becomes a constant.
+    begins at, and a number is, a multiple of 16; and a number that is 1 becomes a constant. Of numbers that change from
+    one prompt to the next kernels say that they must not (`do_not_specialize`): a server does not stop to compile.
     """
 
     kernel: Any
@@ -44,23 +45,29 @@ class Launch:
     def types(self) -> dict[str, str]:
         """Of every parameter, in Triton's words: `*bf16`, `i32`, `constexpr`."""
         given = {name: _type_of(value) for name, value in self.arguments.items()}
+        given |= dict.fromkeys(self._specialized(_is_one), "constexpr")
         return {name: given.get(name, "constexpr") for name in self.kernel.arg_names}
 
     @property
     def fixed(self) -> dict[str, Any]:
         """The constants, and the arguments that are 1."""
-        return self.constants | {name: 1 for name, value in self.arguments.items() if _is_one(value)}
+        return self.constants | dict.fromkeys(self._specialized(_is_one), 1)
 
     @property
     def aligned(self) -> tuple[str, ...]:
         """Arguments that are multiples of 16: of a tensor, the address of its first number."""
-        return tuple(name for name, value in self.arguments.items() if _is_aligned(value))
+        return self._specialized(_is_aligned)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for launches that the same compiled kernel serves."""
         fixed = tuple(sorted((name, str(value)) for name, value in self.fixed.items()))
         return (self.kernel, tuple(self.types.items()), fixed, self.aligned, *sorted(self.options.items()))
+
+    def _specialized(self, condition: Callable[[Any], bool]) -> tuple[str, ...]:
+        """Arguments that meet a condition for which the kernel is specialized."""
+        general = self.kernel.do_not_specialize or ()
+        return tuple(name for name, value in self.arguments.items() if name not in general and condition(value))
 
 
 _TYPES = {
@@ -80,7 +87,7 @@ def _type_of(value: Any) -> str:
         return _TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
-    return "constexpr" if _is_one(value) else "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 def _is_one(value: Any) -> bool:

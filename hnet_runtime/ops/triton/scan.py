@@ -51,7 +51,7 @@ def _decays(dt_ptr, a_ptr, places, own, head, dt_stride):
     return dt, tl.cumsum(steps, 0), tl.sum(steps, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def tile_products(
     c_ptr,  # [T, N]
     b_ptr,  # [T, N]
@@ -84,7 +84,7 @@ def tile_products(
     tl.store(products_ptr + here * TILE * TILE + index[:, None] * TILE + index[None, :], products)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def tile_states(
     x_ptr,  # [T, H, P]
     dt_ptr,  # [T, H]
@@ -132,7 +132,7 @@ def tile_states(
         tl.store(decay_ptr + here * H + head, tl.exp(end.to(tl.float32)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last"])
 def pass_states(
     states_ptr,  # [tiles of this turn, H, P, N] fp32: added by each tile → the state before it
     decay_ptr,  # [tiles of this turn, H] fp32
@@ -167,7 +167,7 @@ def pass_states(
         tl.store(own, carried, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def tile_output(
     products_ptr,  # [tiles of this turn, TILE, TILE] fp32
     states_ptr,  # [tiles of this turn, H, P, N] fp32, before each tile

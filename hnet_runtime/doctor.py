@@ -143,7 +143,9 @@ def examine(
             InstructionSet(each.isa, each.runnable, library is not None and library.isa == each.isa, each.reason)
             for each in available()
         ),
-        dispatch=dispatch_table("torch" if library is None else f"native {library.isa}", dtype_name, quantization),
+        dispatch=dispatch_table(
+            findings.kernels if library is None else f"native {library.isa}", dtype_name, quantization
+        ),
         prefill_on_cuda=tuple(choose_prefill(kernels, torch.device("cuda")).values()),
         checked_bytes=len(data),
         checks=findings.checks,
@@ -152,8 +154,9 @@ def examine(
 
 
 def dispatch_table(code: str, dtype: str, quantization: str | None) -> tuple[Operation, ...]:
-    """What runs each operation of a model; an engine takes one path for all of them."""
-    native = code != "torch"
+    """What runs each operation of a model; an engine takes one path for all of them, but on a GPU what reads weights is
+    torch's."""
+    native = code.startswith("native")
     activations = "float32" if native else dtype
     held = dict.fromkeys(_WEIGHTED, f"{dtype} weights, {activations} activations")
     if quantization is not None:
@@ -161,5 +164,9 @@ def dispatch_table(code: str, dtype: str, quantization: str | None) -> tuple[Ope
     # Boundaries hang on these two: fp32 arithmetic on every path, and the projection's weights as well.
     held["router"] = f"{dtype} weights, float32 activations"
     held["residual projection"] = "float32 weights and activations"
-    lines = [Operation(name, f"{code}, {held[name]}" if name in held else code) for name in _OPERATIONS]
+    by_torch = () if native else ("embedding", *held)
+    lines = [
+        Operation(name, ", ".join(["torch" if name in by_torch else code, *([held[name]] if name in held else [])]))
+        for name in _OPERATIONS
+    ]
     return (*lines, Operation("sampler", f"{code}, float64"))

@@ -34,6 +34,7 @@ from hnet_runtime.comparison import Check, Reading, Tolerance, Trace, check
 from hnet_runtime.config import ModelConfig
 from hnet_runtime.engine.building import build_model
 from hnet_runtime.engine.config import EngineConfig
+from hnet_runtime.model.captured import CapturedHNet
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
 from hnet_runtime.model.reference import Reference
@@ -80,16 +81,19 @@ def check_runtime(
     engine_config: EngineConfig | None = None,
     library: NativeLibrary | None = None,
 ) -> Findings:
-    """Checks the native kernels of `library`, or the torch path without one, over `data` (BOS first); times steps."""
+    """Checks the native kernels of `library`, or without one the code that serves on the weights' device (on a GPU its
+    steps are not captured), over `data` (BOS first); times steps."""
     engine_config = engine_config or EngineConfig()
     embeddings = weights["embeddings.weight"]
     fine = embeddings.dtype is torch.float32
     checks: list[Check] = []
     network: HNet | NativeHNet
     if library is None:
-        network = HNet(config, weights)
+        network = build_model(config, dict(weights), replace(engine_config, enforce_eager=True), None)
+        kernels = network.ops.name if isinstance(network, CapturedHNet) else "torch"
+        path = "torch path" if kernels == "torch" else f"{kernels} path"
         reference = read_by_reference(config, weights)
-        checks.append(check("torch path against the reference", reference, read_by(network), data, _loose(fine)))
+        checks.append(check(f"{path} against the reference", reference, read_by(network), data, _loose(fine)))
         exact = fine and embeddings.device.type == "cpu"
     else:
         # The weights are taken from the mapping as they are packed: each model gets a mapping of its own.
@@ -110,7 +114,7 @@ def check_runtime(
     alone, stepped, crowd = read_by(network), read_by(network, bytewise, times), read_by(network, crowded)
     checks.append(check("read whole against byte by byte", alone, stepped, data, tolerance))
     checks.append(check("alone against in a crowd", alone, crowd, data, tolerance))
-    kernels, served_bytes = "torch", sum(tensor.nbytes for tensor in weights.values())
+    served_bytes = sum(tensor.nbytes for tensor in weights.values())
     if isinstance(network, NativeHNet):
         kernels, served_bytes = network.kernels, network.weight_bytes
     return Findings(tuple(checks), _medians(times), kernels, served_bytes)

@@ -11,14 +11,16 @@ import torch
 
 from hnet_runtime import machine, parity
 from hnet_runtime.comparison import Reading, Trace, check, compare
-from hnet_runtime.doctor import TEXT, examine
+from hnet_runtime.doctor import TEXT, dispatch_table, examine
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.native import NativeHNet
+from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.native.library import open_library
 from hnet_runtime.ops.prefill import OPS
 from hnet_runtime.ops.triton.libraries import CAUSAL_CONV1D, FLASH_ATTN, Choice
 from hnet_runtime.parity import read_by, read_by_reference
 from server.cli.prefill_table import prefill_lines
+from tests.gpu.steps import captured
 
 DATA = b"\xfe" + TEXT[:60]
 NATIVE = pytest.mark.skipif(open_library() is None, reason="no native library is built here")
@@ -124,6 +126,25 @@ def test_native_kernels_that_are_wrong_are_found_out(golden_case, monkeypatch):
     monkeypatch.setattr(NativeHNet, "run", dishonest)
     checks = examine(golden_case("a_1stage").path, kernels="native").checks
     assert [each.passed for each in checks] == [False, False, True, True]
+
+
+def test_on_a_gpu_what_serves_there_is_checked(monkeypatch, golden_case):
+    """Static steps on a CPU stand in for those of a GPU."""
+    case = golden_case("b_2stage")
+    ops = replace(StepOps.torch(), name="triton")
+    monkeypatch.setattr(parity, "build_model", lambda config, weights, *_: captured(config, weights, ops=ops))
+    findings = parity.check_runtime(case.config, case.weights, DATA)
+    assert findings.kernels == "triton"
+    assert findings.checks[0].name == "triton path against the reference"
+    assert all(each.passed for each in findings.checks)
+
+
+def test_triton_runs_all_but_what_reads_weights():
+    table = {each.name: each.code for each in dispatch_table("triton", "bfloat16", None)}
+    assert (table["embedding"], table["Mamba-2 state"]) == ("torch", "triton")
+    assert table["head"] == "torch, bfloat16 weights, bfloat16 activations"
+    assert table["residual projection"] == "torch, float32 weights and activations"
+    assert dispatch_table("torch", "bfloat16", None)[0].code == "torch"
 
 
 def test_runtime_that_depends_on_the_crowd_is_found_out(monkeypatch, golden_case):

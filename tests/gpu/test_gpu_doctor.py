@@ -135,9 +135,9 @@ def test_a_row_that_depends_on_its_company_is_found(examine):
 
 
 def test_a_group_that_dies_before_its_first_check_is_told(examine):
-    right, findings, _ = examine("StandIn", "steps", model="nowhere-at-all")
+    right, findings, _ = examine("StandIn", "flips", model="nowhere-at-all")
     assert not right
-    assert [(finding.group, finding.name) for finding in findings] == [("steps", "the group")]
+    assert [(finding.group, finding.name) for finding in findings] == [("flips", "the group")]
     assert "nowhere-at-all" in findings[0].said
 
 

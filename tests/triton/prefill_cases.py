@@ -33,10 +33,13 @@ from triton.runtime import interpreter
 
 from hnet_runtime.checkpoint import load_weights, locate
 from hnet_runtime.config import BOS
+from hnet_runtime.gpu_doctor.kernel_group import PREFILL, ROUNDED
+from hnet_runtime.gpu_doctor.prefill_cases import SMALL, prefill_cases
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.results import Result
 from hnet_runtime.ops import attention, conv, ema, rotary, ssm
 from hnet_runtime.ops.attention import KeyGrid
+from hnet_runtime.ops.prefill import PrefillOps
 from hnet_runtime.ops.spans import Spans
 from hnet_runtime.ops.triton import adapters, conv_spans, prefill_attention, scan, smooth
 from hnet_runtime.ops.triton.libraries import choose
@@ -419,6 +422,14 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for name in ("pages, all", "ring of 6"):
         yield f"attend by library {name}", lambda s=ATTENTION[name]: attend_library_case([2, 5, 1], [9, 70, 33], *s)
         yield f"attend by library one, {name}", lambda s=ATTENTION[name]: attend_library_case([3], [66], *s)
+
+    ops = adapters.prefill_ops(choose(torch.device("cuda"), libraries=False))
+    for case in prefill_cases(SMALL):  # what `hnet doctor --gpu` looks at, in small
+        most = ROUNDED if "bfloat16" in case.name else PREFILL
+        yield (
+            f"on a GPU {case.op} {case.name}",
+            lambda c=case, m=most: c.compare(ops, PrefillOps.torch(), CPU, m),
+        )
 
 
 def main() -> int:

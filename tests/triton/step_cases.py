@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from hnet_runtime.config import ModelConfig, tensor_shapes
+from hnet_runtime.gpu_doctor.kernel_cases import SMALL, step_cases
+from hnet_runtime.gpu_doctor.kernel_group import STEP
 from hnet_runtime.model.captured import step_kinds
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops import attention, compaction, conv, ema, norm, router, sampling, ssm, swiglu
@@ -330,6 +332,12 @@ def test_sample_step_gives_no_byte_where_logits_are_not_finite():
     found = triton_sampling.sample_step(logits, *arguments[1:])
     close(found, sampling.sample_step(logits, *arguments[1:]))
     assert (found == sampling.NOT_FINITE).nonzero().flatten().tolist() == [0, 2, 5]
+
+
+@pytest.mark.parametrize("case", list(step_cases(SMALL)), ids=lambda case: f"{case.op} {case.name}")
+def test_case_of_the_checks_on_a_gpu(case):
+    """What `hnet doctor --gpu` looks at, in small: found right here, a kernel that is not has itself to blame there."""
+    case.compare(getattr(StepOps.triton(), case.op), getattr(StepOps.torch(), case.op), torch.device("cpu"), STEP)
 
 
 @pytest.mark.parametrize("op", sorted(OPERATIONS))

@@ -79,7 +79,8 @@ class CudaDevice:
             "python": machine.python,
             "system": machine.system,
             "packages": machine.packages,
-            "prefill": {op: _told(choice) for op, choice in choose(self.device).items()},
+            "prefill": {op: _told(choice) for op, choice in choose(self.device, libraries=False).items()},
+            "prefill with libraries": {op: _told(choice) for op, choice in choose(self.device).items()},
         }
 
     def step_ops(self) -> StepOps:

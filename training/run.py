@@ -1,4 +1,5 @@
-"""A run from its settings to an exported model, in one process or several. Knows processes; nothing of what they compute."""
+"""A run from its settings to an exported model, in one process or several. Knows processes; nothing of what they
+compute."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One process of a run: its share of every step, and where it is the first, what is said and written.
 
 Knows the loop: step, log, evaluate, keep. Several processes hold the same parameters and sum their gradients, so each
-makes the same step; the first alone evaluates, exports and writes states. The sum also carries whether anybody has been told to stop.
-"""
+makes the same step; the first alone evaluates, exports and writes states. The sum also carries whether anybody has been
+told to stop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ from training.windows import Windows
 
 @dataclass(frozen=True)
 class Job:
-    """folder: of the run: states, journal, export. rendezvous: a file where processes meet; unused where there is one."""
+    """folder: of the run: states, journal, export. rendezvous: a file where processes meet; unused where there is
+    one."""
 
     settings: TrainingSettings
     config: ModelConfig
@@ -112,7 +113,7 @@ class Worker:
             with torch.autocast("cpu", torch.bfloat16, enabled=batch.bf16):
                 forwarded = self._model.forward(windows)
             found = losses(forwarded, windows, targets, settings.chunking, self._counters.seen)
-            (found.total / (rounds * batch.processes)).backward()
+            (found.total / (rounds * batch.processes)).backward()  # type: ignore[no-untyped-call]
             bits += found.bits_per_byte / rounds
             chunks = [sofar + each / rounds for sofar, each in zip(chunks, found.positions_per_chunk, strict=True)]
         self._sum[-1] = float(self._stopping)
@@ -195,8 +196,8 @@ def settings_of_curve(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _bind_gradients(parameters: dict[str, Tensor]) -> Tensor:
-    """One tensor that all gradients lie in, side by side, so that they are emptied and summed as one; its last number is
-    free for a flag."""
+    """One tensor that all gradients lie in, side by side, so that they are emptied and summed as one; its last number
+    is free for a flag."""
     total = torch.zeros(sum(tensor.numel() for tensor in parameters.values()) + 1)
     begin = 0
     for tensor in parameters.values():

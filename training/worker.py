@@ -19,7 +19,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from hnet_runtime.config import ModelConfig
+from hnet_runtime.config import ModelConfig, tensor_shapes
 from training import checkpoint
 from training.checkpoint import Counters, State, StateError
 from training.export import export
@@ -56,7 +56,8 @@ class Worker:
         self._first = rank == 0
         state = checkpoint.newest(job.folder / "states")
         values = initial_parameters(config, settings.seed) if state is None else state.parameters
-        self._parameters = {key: tensor.clone().requires_grad_() for key, tensor in values.items()}
+        # In one order whatever file they came from: sums over all of them are part of a curve.
+        self._parameters = {key: values[key].clone().requires_grad_() for key in tensor_shapes(config)}
         self._sum = _bind_gradients(self._parameters)
         self._networks = network_of(config)
         self._optimizer = torch.optim.AdamW(

@@ -29,9 +29,7 @@ def test_logits_and_boundaries_of_goldens(fp32_golden) -> None:
     for prompt in fp32_golden.prompts():
         forwarded = model.forward(prompt.fed_ids[None])
         assert (forwarded.logits[0] - prompt.fed_logits).abs().max() <= fp32_golden.logits_atol
-        for route, boundary, p in zip(
-            forwarded.routes, prompt.fed_boundaries, prompt.fed_probabilities, strict=True
-        ):
+        for route, boundary, p in zip(forwarded.routes, prompt.fed_boundaries, prompt.fed_probabilities, strict=True):
             assert torch.equal(torch.from_numpy(route.boundary), boundary)
             assert (route.p - p).abs().max() <= fp32_golden.probability_atol
 

@@ -17,10 +17,8 @@ def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
 
     Raises CorpusError when a pattern matches nothing or the file is not a package that can be read.
     """
-    found: dict[str, bytes] = {}
     try:
-        for name, content in _members(path, patterns):
-            found[name] = content
+        found = dict(_members(path, patterns))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise CorpusError(f"{path.name}: cannot be read as a package: {error}") from None
     for pattern in patterns:
@@ -36,17 +34,14 @@ def _members(path: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]
                 if _wanted(name, patterns):
                     yield name, wheel.read(name)
         return
-    if path.suffix == ".deb":
-        archive = tarfile.open(fileobj=io.BytesIO(_debian_members(path)))
-    else:
-        archive = tarfile.open(path)
-    with archive:
+    content = _debian_members(path) if path.suffix == ".deb" else path.read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive:
             name = member.name.removeprefix("./")
             if member.isfile() and _wanted(name, patterns):
-                content = archive.extractfile(member)
-                assert content is not None  # said by isfile
-                yield name, content.read()
+                file = archive.extractfile(member)
+                assert file is not None  # said by isfile
+                yield name, file.read()
 
 
 def _wanted(name: str, patterns: Sequence[str]) -> bool:

@@ -8,11 +8,16 @@ from training.corpora.prose import normalized, page, paragraphs
 from training.corpora.source import Book
 
 SHORTEST_CHAPTER = 400  # characters; shorter ones are lines of a table of contents
-BRACKETED = re.compile(r"\[(?:Illustration|Footnote|Transcriber|Sidenote|Greek)[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]")
-REFERENCE = re.compile(r"\[(?:\d+|[A-Z]|\*)\]")
+BRACKETED = re.compile(
+    r"\[(?:Illustration|Footnote|Transcriber|Sidenote|Greek|End volume)[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]"
+)
+REFERENCE = re.compile(r"\[(?:\d+|[A-Z]|\*)\]|(?<=[\w.,;:!?\"'])\*+(?!\w)")
 EMPHASIS = re.compile(r"(?<![\w_])_([^_\n]+(?:\n[^_\n]+)*)_(?![\w_])")
-DIVISION = re.compile(r"(?:BOOK|PART|VOLUME|Volume) [A-Z][A-Za-z]*\b.{0,60}|(?:FIRST|SECOND) EPILOGUE.{0,30}|THE END")
-BOILERPLATE = re.compile(r"Project Gutenberg|SMALL PRINT|End of (?:the|this) Project|Produced by ")
+BOLD = re.compile(r"(?<![=\w])=([^=\n]+(?:\n[^=\n]+)*)=(?![=\w])")
+DIVISION = re.compile(
+    r"(?:BOOK|PART|VOLUME|Volume) [A-Z][A-Za-z]*\b.{0,60}|(?:FIRST|SECOND) EPILOGUE.{0,30}|THE END|FINIS|Finis"
+)
+DROPPED = re.compile(r"^\*|Project Gutenberg|SMALL PRINT|End of (?:the|this) Project|Produced by ")
 
 
 def chapters(book: Book, text: str) -> list[Document]:
@@ -23,7 +28,7 @@ def chapters(book: Book, text: str) -> list[Document]:
     Raises CorpusError when the book's first or last line is not found, or no heading is.
     """
     text = _extract(book, normalized(text))
-    text = EMPHASIS.sub(r"\1", REFERENCE.sub("", BRACKETED.sub("", text)))
+    text = BOLD.sub(r"\1", EMPHASIS.sub(r"\1", REFERENCE.sub("", BRACKETED.sub("", text))))
     heading = re.compile(book.heading)
     parts: list[list[str]] = []
     lines = text.split("\n")
@@ -43,7 +48,7 @@ def chapters(book: Book, text: str) -> list[Document]:
         raise CorpusError(f"{book.title}: no line of {book.member} begins a chapter")
     documents = []
     for part in parts:
-        found = [paragraph for paragraph in paragraphs("\n".join(part)) if not BOILERPLATE.search(paragraph)]
+        found = [paragraph for paragraph in paragraphs("\n".join(part)) if not DROPPED.search(paragraph)]
         if sum(map(len, found)) >= SHORTEST_CHAPTER:
             documents.append(Document(book.title, page(found)))
     return documents

@@ -67,9 +67,7 @@ def build(
     if unknown:
         raise CorpusError(f"{min(unknown)}: no such source in {corpus}")
     parts = [] if extra is None else [_extra_part(extra)]
-    for source in CORPORA[corpus]:
-        if source.name not in without:
-            parts.append(_source_part(source, cache))
+    parts += [_source_part(source, cache) for source in CORPORA[corpus] if source.name not in without]
     if not parts:
         raise CorpusError(f"{corpus}: every source is left out")
     wanted = list(hold_out) or default_held_out(corpus, parts)

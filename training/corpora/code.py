@@ -10,8 +10,10 @@ from training.corpora.errors import CorpusError
 SHORTEST = 200  # bytes; shorter modules are only imports or a docstring
 LONGEST = 300_000  # bytes; longer ones are tables that a program wrote
 LETTERS = 0.45  # at least this part of a module's visible characters: others are tables of numbers
-BEGIN = re.compile(r"^/\*+ Begin file (\S+) \*+/$", re.MULTILINE)
-END = re.compile(r"^/\*+ (?:End of|Continuing where we left off in) \S+ \*+/$", re.MULTILINE)
+# A file that includes another goes on after it: each stretch of it is a document.
+BEGIN = re.compile(r"^/\*+ (?:Begin file|Continuing where we left off in) (\S+) \*+/$", re.MULTILINE)
+END = re.compile(r"^/\*+ (?:End of \S+|Include \S+ in the middle of \S+) \*+/$", re.MULTILINE)
+GENERATED = "automatically generated"
 
 
 def module(member: str, content: bytes, label: str, root: str) -> Document | None:
@@ -34,6 +36,8 @@ def module(member: str, content: bytes, label: str, root: str) -> Document | Non
 def amalgamation(text: str, title: str) -> Iterator[Document]:
     """The files that were put together into one, a document each; what lies between them is left out.
 
+    Files that a program wrote, as their first lines say, are left out too.
+
     Raises CorpusError when the text has no marks of where files begin.
     """
     begins = list(BEGIN.finditer(text))
@@ -43,5 +47,5 @@ def amalgamation(text: str, title: str) -> Iterator[Document]:
         part = text[begin.end() : following.start() if following else len(text)]
         end = END.search(part)
         part = part[: end.start() if end else len(part)].strip("\n")
-        if len(part) >= SHORTEST:
+        if len(part) >= SHORTEST and GENERATED not in part[:SHORTEST]:
             yield Document(title, part + "\n")

@@ -10,7 +10,8 @@ from training.corpora.prose import normalized, page, paragraphs
 ENTRY = re.compile(r"^ {3}:([^:\n]+): *(.*)$", re.MULTILINE)
 CROSS_REFERENCE = re.compile(r"\{([^{}]+)\}")
 NAVIGATION = re.compile(r"^[ \t]*(?:═+|─+|Prev\b.*|Next\b.*|Up\b.*|Home\b.*|Node:.*|\[\[.*\]\])[ \t]*$", re.MULTILINE)
-AFTER_LAST_ENTRY = re.compile(r"^ +Part III\.", re.MULTILINE)
+# A letter on a line of its own begins a list of that letter's entries; the appendices come after the last entry.
+AFTER_ENTRIES = re.compile(r"^ +(?:[A-Z]|Part III\..*)$", re.MULTILINE)
 
 
 def lexicon(content: str, title: str) -> Iterator[Document]:
@@ -20,7 +21,7 @@ def lexicon(content: str, title: str) -> Iterator[Document]:
     entries = []
     for head, following in itertools.zip_longest(heads, heads[1:]):
         body = text[head.end() : following.start() if following else len(text)]
-        if following is None and (last := AFTER_LAST_ENTRY.search(body)):
+        if last := AFTER_ENTRIES.search(body):
             body = body[: last.start()]
         word = " ".join(head[1].split())
         explanation = [CROSS_REFERENCE.sub(r"\1", paragraph) for paragraph in paragraphs(body)]

@@ -32,6 +32,7 @@ TABLE_LINE = re.compile(r"\S {3,}\S.*\S {3,}\S|\.{4,}|\|.*\||[-=_]{5,}|(?:\. ){4
 ORNAMENT = re.compile(r"[\s*·•#~.\-_=+]+")
 VERSE_WIDTH = 55
 VERSE_LINES = 2
+CAPITALS = 0.7  # at least this part of a verse's lines begins with a capital letter
 
 
 def normalized(text: str) -> str:
@@ -74,13 +75,15 @@ def _verse(lines: list[str]) -> str:
 
 
 def _is_verse(lines: list[str]) -> bool:
-    # A wrapped paragraph fills its lines, all but the last; verse does not, or stands indented as a whole.
+    # A wrapped paragraph fills its lines, all but the last, and sentences rarely begin where lines do.
     if len(lines) < VERSE_LINES:
         return False
-    indented = all(line[0] == " " for line in lines)
-    return max(len(line.strip()) for line in lines[:-1]) < VERSE_WIDTH and (indented or len(lines) > VERSE_LINES)
+    capitals = sum(line.lstrip(" \"'([-")[:1].isupper() for line in lines)
+    return max(len(line.strip()) for line in lines[:-1]) < VERSE_WIDTH and capitals >= CAPITALS * len(lines)
 
 
 def _is_table(lines: list[str]) -> bool:
+    if any("\u2500" <= character <= "\u257f" for line in lines for character in line):  # drawn with boxes' lines
+        return True
     rows = sum(bool(TABLE_LINE.search(line.strip())) for line in lines)
     return rows * 2 > len(lines)

@@ -46,7 +46,7 @@ def _documents(source: Source, members: dict[str, bytes]) -> Iterator[Document]:
     match source.reader:
         case Reader.BOOKS:
             for book in source.books:
-                yield from chapters(book, members[book.member].decode())
+                yield from chapters(book, _decoded(members[book.member]))
         case Reader.AUSTEN:
             for content in members.values():
                 yield from _austen(content)
@@ -76,4 +76,12 @@ def _austen(database: bytes) -> Iterator[Document]:
         title = AUSTEN.get(first.upper())
         if title is None:
             raise CorpusError(f"austen: a novel begins with {first!r}, which is none of the titles known")
-        yield from chapters(Book(title=title, member=title), text)
+        yield from chapters(Book(title=title, member=title, back_matter="A NOTE ON THE TEXT"), text)
+
+
+def _decoded(content: bytes) -> str:
+    # The older of the typed books are in Latin-1, which no text in UTF-8 with a letter beyond ASCII passes for.
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("latin-1")

@@ -33,12 +33,13 @@ ENGLISH = (
             Book(
                 title="Alice's Adventures in Wonderland",
                 member="package/gutenberg/carroll-alice.txt",
-                heading=r"CHAPTER [IVX]+\. (?P<title>.+)",
+                heading=r"CHAPTER [IVX]+(?:\. (?P<title>.+))?",
             ),
             Book(
                 title="The Ball and the Cross",
                 member="package/gutenberg/chesterton-ball.txt",
                 heading=r"[IVXL]+\. (?P<title>[A-Z -]+)",
+                end="End of Project Gutenberg's The Ball and The Cross, by G.K. Chesterton",
             ),
             Book(
                 title="The Wisdom of Father Brown",
@@ -49,7 +50,7 @@ ENGLISH = (
             Book(
                 title="The Parent's Assistant",
                 member="package/gutenberg/edgeworth-parents.txt",
-                heading=rf"CHAPTER [IVX]+\.|{TITLE_LINE}",
+                heading=rf"CHAPTER [IVX]+\.?|{TITLE_LINE}",
             ),
             Book(title="Moby Dick", member="package/gutenberg/melville-moby_dick.txt"),
         ),
@@ -94,8 +95,8 @@ ENGLISH = (
                 title="History of the United States",
                 member="package/src/big.txt",
                 begin="*** START OF THIS PROJECT GUTENBERG EBOOK HISTORY OF THE UNITED STATES ***",
-                end="A TOPICAL SYLLABUS",
-                back_matter="=References=",
+                end="APPENDIX",
+                back_matter="References",
             ),
         ),
     ),

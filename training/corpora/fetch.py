@@ -79,10 +79,10 @@ def _download(source: Source, directory: Path) -> Path:
     except subprocess.TimeoutExpired:
         raise CorpusError(f"{source.package}: not downloaded within {SECONDS_FOR_ONE_PACKAGE} seconds") from None
     if done.returncode != 0:
-        raise CorpusError(f"{source.package} {source.version}: {arguments[0]} failed: {_last_line(done.stderr)}")
+        raise CorpusError(f"{source.package} {source.version}: {Path(client).name} failed: {_last_line(done.stderr)}")
     files = sorted(path for path in directory.iterdir() if path.is_file())
     if len(files) != 1:
-        raise CorpusError(f"{source.package}: {arguments[0]} left {len(files)} files where one was expected")
+        raise CorpusError(f"{source.package}: {Path(client).name} left {len(files)} files where one was expected")
     return files[0]
 
 

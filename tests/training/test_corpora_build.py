@@ -121,8 +121,10 @@ def test_a_book_that_two_sources_hold_is_taken_once_and_never_for_training_if_he
 def test_documents_of_the_extra_text_are_held_out_by_number(source, tmp_path):
     extra = tmp_path / "mine.txt.xz"
     extra.write_bytes(lzma.compress("\0".join(prose(seed) for seed in (11, 12, 13, 14)).encode()))
-    build("english", tmp_path / "out", cache=tmp_path / "cache", extra=extra, hold_out=["extra:1-2"])
-    assert documents((tmp_path / "out" / "heldout.bin").read_bytes()) == [prose(12), prose(13)]
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    manifest = build("english", output, cache=cache, extra=extra, extra_licence="CC0-1.0", hold_out=["extra:1-2"])
+    assert documents((output / "heldout.bin").read_bytes()) == [prose(12), prose(13)]
+    assert (manifest["sources"][0]["file"], manifest["sources"][0]["licence"]) == ("mine.txt.xz", "CC0-1.0")
 
 
 def test_volumes_of_the_extra_text_are_found_by_their_openings_and_held_out_by_default(source, tmp_path):

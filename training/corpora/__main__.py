@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output,
             cache=options.cache,
             extra=options.extra,
+            extra_licence=options.extra_licence,
             hold_out=options.holdout,
             without=options.without,
         )
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the corpus's files")
     making.add_argument("--cache", type=Path, default=_cache(), metavar="DIR", help="folder for packages")
     making.add_argument("--extra", type=Path, metavar="FILE", help="a .txt or .txt.xz, documents parted by NUL bytes")
+    making.add_argument(
+        "--extra-licence", default="not stated", metavar="TEXT", help="what the manifest says of the extra text"
+    )
     making.add_argument(
         "--holdout", action="append", default=[], metavar="TITLE", help="hold out this book, or extra:FIRST-LAST"
     )

@@ -45,6 +45,7 @@ def build(
     *,
     cache: Path,
     extra: Path | None = None,
+    extra_licence: str = "not stated",
     hold_out: Sequence[str] = (),
     without: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def build(
 
     A `.bin` file is documents one after the other, each as the byte 0xFE, its UTF-8 text and the byte 0xFF. The same
     inputs give the same bytes. `hold_out` are titles, or `extra:FIRST-LAST` for documents of the extra text counted
-    from 0; without any, the corpus's own are held out. Sources named in `without` are left out.
+    from 0; without any, the corpus's own are held out. Sources named in `without` are left out. `extra_licence` is
+    what the manifest says of the extra text.
     Raises CorpusError when one of the files is there already (a training run may be reading it), when a source cannot
     be had or is not what it should be, and when something to hold out is not found.
     """
@@ -66,7 +68,7 @@ def build(
     unknown = set(without) - {source.name for source in CORPORA[corpus]}
     if unknown:
         raise CorpusError(f"{min(unknown)}: no such source in {corpus}")
-    parts = [] if extra is None else [_extra_part(extra)]
+    parts = [] if extra is None else [_extra_part(extra, extra_licence)]
     parts += [_source_part(source, cache) for source in CORPORA[corpus] if source.name not in without]
     if not parts:
         raise CorpusError(f"{corpus}: every source is left out")
@@ -143,9 +145,9 @@ def _source_part(source: Source, cache: Path) -> Part:
     return Part(source.name, read(source, path), origin)
 
 
-def _extra_part(path: Path) -> Part:
+def _extra_part(path: Path, licence: str) -> Part:
     documents = read_extra(path)
-    origin = {"file": path.name, "sha256": checksum(path), "bytes": path.stat().st_size, "licence": "the user's"}
+    origin = {"file": path.name, "sha256": checksum(path), "bytes": path.stat().st_size, "licence": licence}
     return Part("extra", documents, origin)
 
 

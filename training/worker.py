@@ -29,6 +29,8 @@ from training.journal import Journal
 from training.liveness import Liveness, measure
 from training.losses import losses
 from training.optimizer import clip, network_of, parameter_groups, rate_at
+from training.plots import draw
+from training.samples import write_samples
 from training.settings import TrainingSettings
 from training.windows import Windows
 
@@ -94,6 +96,7 @@ class Worker:
                 journal.step(self._counters, step.figures)
                 if last or _passed(self._counters.seen, step.bytes, reporting.evaluate):
                     journal.evaluation(self._counters, self._evaluate())
+                    self._show()
                 if last or stopped or now - kept > reporting.checkpoint:
                     self._keep()
                     kept = now
@@ -138,6 +141,17 @@ class Worker:
         windows, targets = heldout.evenly(settings.reporting.evaluation_windows)
         export(self._job.config, self._parameters, self._job.folder / "export")
         return measure(self._model, windows, targets, settings.batch.micro)
+
+    def _show(self) -> None:
+        """Curves and samples of the model just exported, beside it."""
+        folder, reporting = self._job.folder, self._job.settings.reporting
+        written = write_samples(folder / "export", reporting.prompts, reporting.sample_bytes)
+        with (folder / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"── {self._counters.seen / 1e6:.2f} MB ──\n\n" + "\n\n".join(written) + "\n\n")
+        try:
+            draw(folder)
+        except ModuleNotFoundError as error:
+            self._say(f"no curves are drawn: {error}; they come with hnet-serve[train]")
 
     def _keep(self) -> None:
         parameters = {key: tensor.detach().clone() for key, tensor in self._parameters.items()}

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hnet_runtime.model import reference
-from hnet_runtime.model.hierarchy import HNet
 from training import forward as forward_module
 from training.forward import Route, TrainableHNet, confidence, ratio_loss
 from training.parallel_ops import equal_spans
@@ -46,7 +45,8 @@ def test_windows_beside_each_other_are_as_alone(generated, sample_ids) -> None:
 
 
 def test_gradients_are_the_references(generated, sample_ids, monkeypatch) -> None:
-    """Every parameter's, but for the confidence, which is 1 in the reference: autograd through loops over time, in fp64."""
+    """Every parameter's, but for the confidence, which is 1 in the reference: autograd through loops over time, in
+    fp64."""
     monkeypatch.setattr(forward_module, "confidence", lambda p, boundary: torch.ones_like(p))
     ids = sample_ids[:72]
     weights = trainable(generated.weights)

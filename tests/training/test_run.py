@@ -42,7 +42,7 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def begin(settings: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "training.run", str(settings), str(folder)]
+    command = [sys.executable, "-m", "server.cli.main", "train", str(settings), "--output", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 

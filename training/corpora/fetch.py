@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from training.corpora.errors import CorpusError
 from training.corpora.source import Registry, Source
 
 SECONDS_FOR_ONE_PACKAGE = 900
+CLIENTS = {Registry.APT: "apt-get", Registry.NPM: "npm", Registry.PYPI: "pip"}
+COMPLAINT = re.compile(r"^(?:npm (?:ERR!|error)|ERROR:|E:)\s+(?!code |Ignored |Could not find )")
 
 
 def checksum(path: Path) -> str:
@@ -26,7 +29,7 @@ def command(source: Source) -> list[str]:
         case Registry.APT:
             return ["apt-get", "download", f"{source.package}={source.version}"]
         case Registry.NPM:
-            return ["npm", "pack", "--silent", f"{source.package}@{source.version}"]
+            return ["npm", "pack", "--loglevel=error", f"{source.package}@{source.version}"]
         case Registry.PYPI:
             # Only wheels: a source distribution would run its own code to say what it is.
             download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -79,13 +82,19 @@ def _download(source: Source, directory: Path) -> Path:
     except subprocess.TimeoutExpired:
         raise CorpusError(f"{source.package}: not downloaded within {SECONDS_FOR_ONE_PACKAGE} seconds") from None
     if done.returncode != 0:
-        raise CorpusError(f"{source.package} {source.version}: {Path(client).name} failed: {_last_line(done.stderr)}")
+        raise CorpusError(
+            f"{source.package} {source.version}: {CLIENTS[source.registry]} failed: {_reason(done.stderr)}"
+        )
     files = sorted(path for path in directory.iterdir() if path.is_file())
     if len(files) != 1:
-        raise CorpusError(f"{source.package}: {Path(client).name} left {len(files)} files where one was expected")
+        raise CorpusError(
+            f"{source.package}: {CLIENTS[source.registry]} left {len(files)} files where one was expected"
+        )
     return files[0]
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+def _reason(complaints: str) -> str:
+    lines = [line.strip() for line in complaints.splitlines() if line.strip()]
+    # npm's last lines say where its log is: what was wrong stands first.
+    said = [COMPLAINT.sub("", line) for line in lines if COMPLAINT.match(line)]
+    return (said or lines[-1:] or ["it said nothing"])[0]

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ class _Step:
     figures: dict[str, Any]
 
 
-def work(rank: int, job: Job, say: Callable[[str], None] = print) -> bool:
+def work(rank: int, job: Job, say: Callable[[str], None] | None = None) -> bool:
     """A process from beginning to end; see Worker.run."""
     torch.set_num_threads(1)
     torch.manual_seed(job.settings.seed)
@@ -186,7 +187,7 @@ def work(rank: int, job: Job, say: Callable[[str], None] = print) -> bool:
         store = f"file://{job.rendezvous}"
         distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
     try:
-        worker = Worker(job, rank, say)
+        worker = Worker(job, rank, say or partial(print, flush=True))
         with contextlib.suppress(ValueError):  # signals reach a main thread only
             signal.signal(signal.SIGINT, worker.stop)
             signal.signal(signal.SIGTERM, worker.stop)

@@ -18,7 +18,7 @@ from hnet_runtime.checkpoint import CheckpointError, load_weights, locate
 from hnet_runtime.config import ConfigError
 from training.forward import TrainableHNet
 from training.liveness import Liveness, measure
-from training.windows import Windows
+from training.windows import Text, Windows
 
 
 @click.command("evaluate")
@@ -38,7 +38,7 @@ def evaluate(model: str, data: Path, *, config: Path | None, window: int, window
     try:
         source = locate(model, config)
         weights = load_weights(source, dtype=torch.float32)
-        texts, targets = Windows(data, window, 0).evenly(windows)
+        texts, targets = Windows(Text.of_bytes(data), window, 0).evenly(windows)
     except (CheckpointError, ConfigError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     liveness = measure(TrainableHNet(source.config, weights), texts, targets)

@@ -1,7 +1,7 @@
 """A text as tokens of a byte-pair encoding that was learned from it, for the baseline that H-Nets do without.
 
 Knows files of documents and the `tokenizers` library, which the extra `train` brings. Special tokens are BOS and EOS
-alone, the last two ids. """
+alone, the last two ids."""
 
 from __future__ import annotations
 

@@ -93,7 +93,10 @@ class Engine:
         scheduler = Scheduler(memory, policy or _policy(config, num_stages), num_stages, rules)
         limits = Limits(config.max_model_len)
         sampler = _sampler(model, state)
-        self._loop = EngineLoop(Runner(model, state, graphs), sampler, scheduler, limits, num_rows, config.debug_checks)
+        overlaps = config.overlap and graphs is not None and graphs.mode == "graph"
+        self._loop = EngineLoop(
+            Runner(model, state, graphs), sampler, scheduler, limits, num_rows, config.debug_checks, overlaps
+        )
         self._scheduler = scheduler
         self._counter = 0
         self._mail: dict[str, list[Output]] = {}  # of `stream` and `generate`, until they take it

@@ -1,9 +1,12 @@
-"""By what each row of a step draws its next byte inside the step, and what came: memory whose place never changes.
+"""By what each row of a step draws its next byte inside the step, and where that byte goes: to the row's next step,
+which may be given to the device before anybody has read it.
 
-Knows numbers and masks; not which request asks for them, nor where random numbers come from.
+Knows numbers, masks and an automaton over bytes; not which request asks for them, nor where random numbers come from.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,44 +16,92 @@ from torch import Tensor
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.model.host_memory import pinned
 
-_NUMBERS = ("temperature", "top_p", "min_p", "uniform", "top_k")  # the last is whole, and exact in fp64
+NUMBERS = ("temperature", "top_p", "min_p", "uniform", "top_k", "state", "mask")  # the last three whole, exact in fp64
+AS_GIVEN = -1  # `mask` of a row whose bytes are `allowed`,
+AS_LEFT = -1  # `state` of one whose state is that in which its last draw left it,
+UNREAD = -1  # and a byte that the device alone knows: the one it drew for the row last
+_STATES, _MASKS = 9, 8  # of the automaton, and masks of each state
+_NONE = -1  # the next byte of a row that waits, is over, or is not to go on before the host has looked
 
 
 class StepDraws:
-    """For steps of up to `most` rows. A row that nobody filled in draws as it may, and nobody asks what."""
+    """For steps of up to `most` rows of `num_rows`. A row that nobody filled in draws as it may, and nobody asks what.
 
-    def __init__(self, most: int, device: torch.device) -> None:
-        self._numbers = torch.zeros(len(_NUMBERS), most, dtype=torch.float64, device=device)
-        self._allowed = torch.ones(most, VOCAB_SIZE, dtype=torch.bool, device=device)
-        self._host_numbers = pinned((len(_NUMBERS), most), np.float64)
-        self._host_allowed = pinned((most, VOCAB_SIZE), np.bool_)
-        self._num_new = 0
+    next_bytes: [rows] int64 what each row drew last, where it may go on by itself; states: [rows] int64 the state of
+    its automaton after that.
+    """
+
+    def __init__(self, most: int, num_rows: int, device: torch.device) -> None:
+        def whole(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.int64, device=device)
+
+        self._numbers = torch.zeros(len(NUMBERS), most, dtype=torch.float64, device=device)
+        self._bytes = torch.ones(most, 2, VOCAB_SIZE, dtype=torch.bool, device=device)  # allowed, and at which to pause
+        self._masks = torch.ones(_STATES * _MASKS, VOCAB_SIZE, dtype=torch.bool, device=device)
+        self._following = whole(_STATES * VOCAB_SIZE)
+        self.next_bytes, self.states = whole(num_rows).fill_(_NONE), whole(num_rows)
+        # Two of each in turn: a step's are still on their way when those of the next are written.
+        self._host_numbers = [pinned((len(NUMBERS), most), np.float64) for _ in range(2)]
+        self._host_bytes = [pinned((most, 2, VOCAB_SIZE), np.bool_) for _ in range(2)]
+        self._turn, self._num_new = 0, 0
         self.drawn: dict[int, int] = {}
-        """Of the last step, by place in its batch: the byte of each row that came to its end, −1 where its logits are
-        not all finite."""
+        """Of the step that was read last, by place among the rows it was given: the byte of each row that came to its
+        end, −1 where its logits are not all finite."""
 
-    def fill(self, numbers: NDArray[np.float64], allowed: NDArray[np.bool_]) -> None:
-        """For the rows of the step to come, in order. numbers: [5, B] temperature, top_p, min_p, uniform and top_k;
-        allowed: [B, V]."""
+    def teach(self, masks: NDArray[np.bool_], following: NDArray[np.int64]) -> None:
+        """The automaton. masks: [8 · state + mask, V] the bytes that may come; following: [state, V] the state after
+        each."""
+        self._masks[: len(masks)].copy_(torch.from_numpy(masks))
+        self._following.copy_(torch.from_numpy(following.reshape(-1)))
+
+    def fill(self, numbers: NDArray[np.float64], allowed: NDArray[np.bool_], pauses: NDArray[np.bool_]) -> None:
+        """For the rows of the step to come, in order. numbers: [7, B] NUMBERS; allowed: [B, V]; pauses: [B, V] the
+        bytes after which a row does not go on by itself."""
         count = numbers.shape[1]
-        self._host_numbers.numpy()[:, :count] = numbers
-        self._host_allowed.numpy()[:count] = allowed
+        self._turn = 1 - self._turn
+        self._host_numbers[self._turn].numpy()[:, :count] = numbers
+        given = self._host_bytes[self._turn].numpy()
+        given[:count, 0], given[:count, 1] = allowed, pauses
         self._num_new = count
 
     def send(self) -> None:
         """Gives the device what was filled in since the last time."""
         if self._num_new:
-            self._numbers.copy_(self._host_numbers, non_blocking=True)
-            self._allowed[: self._num_new].copy_(self._host_allowed[: self._num_new], non_blocking=True)
+            self._numbers.copy_(self._host_numbers[self._turn], non_blocking=True)
+            given = self._host_bytes[self._turn]
+            self._bytes[: self._num_new].copy_(given[: self._num_new], non_blocking=True)
             self._num_new = 0
 
-    def of(self, bucket: int, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What `sample_step` takes beside logits, for the rows of a batch or those at `places` of it."""
-        numbers, allowed = self._numbers[:, :bucket], self._allowed[:bucket]
+    # ── in a step ─────────────────────────────────────────────────────────────────────────────────
+
+    def enter(self, rows: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows [B] that have a byte to run, padding in place of the others, and their bytes [B]: of `data`, or
+        where those are UNREAD what the rows drew."""
+        byte = torch.where(data == UNREAD, self.next_bytes.index_select(0, rows), data)
+        live = torch.where(byte == _NONE, 0, rows)
+        # Until it draws again; a row that parks in this step does not.
+        self.next_bytes.index_copy_(0, rows, torch.full_like(rows, _NONE))
+        return live, byte.clamp(min=0)
+
+    def draw(
+        self, sample: Callable[..., Tensor], logits: Tensor, rows: Tensor, bucket: int, places: Tensor | None
+    ) -> Tensor:
+        """The next byte [B] of `rows` [B], those at `places` of a step's batch or all of it, by `logits` [B, V]; it is
+        kept for their next step."""
+        numbers, given = self._numbers[:, :bucket], self._bytes[:bucket]
         if places is not None:
-            numbers, allowed = numbers.index_select(1, places), allowed.index_select(0, places)
-        temperature, top_p, min_p, uniform, top_k = numbers.contiguous().unbind(0)
-        return allowed, temperature, top_p, min_p, uniform, top_k.long()
+            numbers, given = numbers.index_select(1, places), given.index_select(0, places)
+        temperature, top_p, min_p, uniform, top_k, known, mask = numbers.contiguous().unbind(0)
+        allowed, pauses = given.unbind(1)
+        state = torch.where(known == AS_LEFT, self.states.index_select(0, rows), known.long())
+        automatic = self._masks.index_select(0, state * _MASKS + mask.long().clamp(min=0))
+        allowed = torch.where((mask == AS_GIVEN)[:, None], allowed, automatic)
+        drawn = sample(logits, allowed, temperature, top_p, min_p, uniform, top_k.long())
+        byte = drawn.clamp(min=0)
+        self.states.index_copy_(0, rows, self._following.index_select(0, state * VOCAB_SIZE + byte))
+        pauses_here = pauses.gather(1, byte[:, None]).squeeze(1)
+        self.next_bytes.index_copy_(0, rows, torch.where(pauses_here, _NONE, drawn))
+        return drawn
 
     def tensors(self) -> list[Tensor]:
-        return [self._numbers, self._allowed]
+        return [self._numbers, self._bytes, self._masks, self._following, self.next_bytes, self.states]

@@ -145,9 +145,18 @@ class IsotropicStack:
         self.blocks = [Block(stage, layer, below(index)) for index, layer in enumerate(layers)]
         self.norm = take("rmsnorm.weight").float()
 
-    def __call__(self, h: Tensor, states: tuple[LayerState, ...], context: StageContext) -> Tensor:
-        """h: [T, D] → [T, D], both in the model's dtype; the residual stream between is fp32."""
+    def __call__(
+        self,
+        h: Tensor,
+        states: tuple[LayerState, ...],
+        context: StageContext,
+        note: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """h: [T, D] → [T, D], both in the model's dtype; the residual stream between is fp32, and `note` is told what it
+        is after each layer."""
         residual = torch.zeros_like(h, dtype=torch.float32)
-        for block, state in zip(self.blocks, states, strict=True):
+        for index, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             h, residual = block(h, residual, state, context)
+            if note is not None:
+                note(index, residual + h.float())
         return rms_norm(residual + h.float(), self.norm).to(h.dtype)

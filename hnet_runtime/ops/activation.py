@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from hnet_runtime.ops import gradients
 
 SOFTPLUS_THRESHOLD = 20.0  # above it softplus(x) is x; the value torch and mamba-ssm use
 
 
 def silu(x: Tensor) -> Tensor:
     """x · σ(x), any shape, fp32 in and out."""
+    if gradients.asked_for(x):
+        return F.silu(x)
     return x / (1.0 + torch.exp(-x))
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hnet_runtime.ops import gradients
+
 ROW_TILE = 16
 """Rows of one matrix product on CPU. A library picks its kernel, and with it the order of
 summation, by the number of rows: fp32 results differ between 1 row and 16, but not
@@ -15,9 +17,10 @@ between the places a row can take in a tile of 16."""
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b.
 
-    x: [T, K], weight: [N, K], bias: [N] → [T, N] in x's dtype, which must be the weight's.
+    x: [T, K], weight: [N, K], bias: [N] → [T, N] in x's dtype, which must be the weight's. Where a gradient is asked
+    for it is one product of all rows.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or gradients.asked_for(x, weight):
         return F.linear(x, weight, bias)
     x = x.contiguous()  # by strides and alignment, too, a library picks its kernel
     rows = x.shape[0]

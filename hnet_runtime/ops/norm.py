@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hnet_runtime.config import NORM_EPS
+from hnet_runtime.ops import gradients
 from hnet_runtime.ops.activation import silu
 
 
@@ -14,6 +15,9 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
     x: [T, D] fp32, weight: [D] fp32 → [T, D] fp32.
     """
+    if gradients.asked_for(x, weight):
+        normed: Tensor = gradients.RmsNorm.apply(x, weight, NORM_EPS)
+        return normed
     mean_square = (x * x).sum(-1, keepdim=True) / x.shape[-1]
     return x * torch.rsqrt(mean_square + NORM_EPS) * weight
 

@@ -29,13 +29,13 @@ def boundary_probability(h: Tensor, memory: Tensor, spans: Spans, q_weight: Tens
     last = h if spans.is_step else h[spans.tensor(spans.last)]
     q = linear(previous.float(), q_weight)
     k = linear(h.float(), k_weight)
-    p = _probability(q, k, h.dtype)
+    p = probability(q, k, h.dtype)
     memory.index_copy_(0, spans.row_index, last)
     first = spans.tensor(spans.position_of == 0)
     return torch.where(first, torch.ones_like(p), p)
 
 
-def _probability(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
+def probability(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
     """½ (1 − cos(q, k)), 1 − cos rounded to the model's dtype. q, k: [T, D] fp32 → [T] fp32."""
     cosine = (q * k).sum(-1) / (_norm(q) * _norm(k))
     return ((1.0 - cosine).to(dtype).float() / 2.0).clamp(0.0, 1.0)
@@ -54,4 +54,4 @@ def router_step(h: Tensor, memory: Tensor, rows: Tensor, first: Tensor, q_weight
     q = linear(memory.index_select(0, rows).float(), q_weight)
     k = linear(h.float(), k_weight)
     memory.index_copy_(0, rows, h)
-    return torch.where(first, 1.0, _probability(q, k, h.dtype))
+    return torch.where(first, 1.0, probability(q, k, h.dtype))

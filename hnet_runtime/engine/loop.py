@@ -8,16 +8,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hnet_runtime.engine.flight import Flight, launch, row_sampling
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, EngineStats, Output, Request, StepRecord, Tick
-from hnet_runtime.engine.plan import ByteStep, Plan, Prefill, Span, StageStep, Work
+from hnet_runtime.engine.plan import ByteStep, Prefill, Span, StageStep, Work
 from hnet_runtime.engine.request import LiveRequest, RequestError, validate
-from hnet_runtime.engine.runner import Landing, Runner
+from hnet_runtime.engine.runner import Runner
 from hnet_runtime.engine.sampler import RowSampling, Sampler, byte_logprobs
 from hnet_runtime.engine.scheduler import Scheduler
 from hnet_runtime.engine.structure import GRACE_SECONDS, StructureWorkers
@@ -35,26 +36,11 @@ class Limits:
     max_model_len: int
 
 
-@dataclass(frozen=True)
-class _Flight:
-    """A step that the device was given and nobody has read. riders: who runs in it, of the requests that it was given;
-    of one that was launched before the step before it landed they are known when that has. expected: by what its rows
-    draw; listens: whether the policy is told of it."""
-
-    requests: list[LiveRequest]
-    unread: list[bool]  # who went on with a byte that nobody had read
-    land: Landing
-    expected: dict[LiveRequest, RowSampling]
-    listens: bool
-    riders: set[LiveRequest] = field(default_factory=set)
-
-
 class EngineLoop:
     """Continuous batching: requests join and leave at any tick.
 
     overlaps: where the next tick is known to be a byte more of the same rows, the device is given it before what this
-    one brought is read. The device itself leaves out those who turn out to be over, or may be; of those who ride in a
-    step under way nobody's row is freed before it has landed.
+    one brought is read. The device itself leaves out those who turn out to be over, or may be.
 
     debug_checks: conservation is checked after every tick, and a defect raises AssertionError.
     """
@@ -73,7 +59,8 @@ class EngineLoop:
         self._num_rows = num_rows
         self._debug_checks, self._was_busy = debug_checks, False
         self._overlaps = overlaps
-        self._ahead: _Flight | None = None  # launched in the last tick, for the next one to land
+        self._ahead: Flight | None = None  # launched in the last tick, for the next one to land
+        self._overlapped_ticks = 0
         self._park_waits: list[tuple[int, float]] = []  # since the last emit
         self._num_chunk_stages = len(runner.state.stages) - 1
         self._prompt_bytes = 0
@@ -115,8 +102,8 @@ class EngineLoop:
             self._workers.put([live.structure])
 
     def abort(self, request_id: str) -> None:
-        """Frees the request's row at once, or when the step under way has landed; its last Output, with reason `abort`,
-        comes with the next tick."""
+        """Frees the request's row at once, or where it rides in a step under way, when that has landed in the next
+        tick; with that comes its last Output, with reason `abort`."""
         for rider in self._ahead.riders if self._ahead is not None else ():
             if rider.request_id == request_id:
                 rider.finish("abort")
@@ -131,31 +118,35 @@ class EngineLoop:
         ticked = began = time.perf_counter()
         steps: list[StepRecord] = []
         spent = {True: 0.0, False: 0.0}  # seconds, of prompts and of what decodes
-        plan, flight = Plan(()), self._take_flight()
-        if flight is None:
-            self._admit(began)
-            self._draw_held()
-            plan = self._scheduler.plan(began)
-        else:
-            steps += self._fly(flight)
-            spent[False] = time.perf_counter() - began
-        for work in plan.work:
+        planned = self._plan(began)
+        for work in planned:
             steps += self._run(work)
             ended = time.perf_counter()
             spent[isinstance(work, Prefill)] += ended - began
             began = ended
-        if self._held and not plan.work and flight is None:
+        if self._held and not planned:
             self._workers.wait([r.structure for r in self._held if r.structure], _IDLE_SECONDS, for_all=False)
         self._scheduler.spent(decoding=spent[False], prefilling=spent[True])
         self._commit()
         if self._debug_checks:
             self._scheduler.check()
         tick = self._emit(steps)
-        match plan.work:
+        match planned:
             case (ByteStep(rows) | StageStep(rows=rows),) if self._scheduler.listens and self._ahead is None:
                 outside = time.perf_counter() - ticked - sum(step.seconds for step in steps)
                 self._scheduler.policy.observe_outside(len(rows), outside)
         return tick
+
+    def _plan(self, now: float) -> tuple[Work | Flight, ...]:
+        """What the tick is to run: the step that the last one launched ahead where it did, behind which nobody's row or
+        page is given to another before it has landed."""
+        flight, self._ahead = self._ahead, None
+        if flight is not None:
+            self._overlapped_ticks += bool(flight.riders)
+            return (flight,)
+        self._admit(now)
+        self._draw_held()
+        return self._scheduler.plan(now).work
 
     def _admit(self, now: float) -> None:
         """Rows for who waits; a prompt that is known to its end has its first byte at once."""
@@ -180,8 +171,10 @@ class EngineLoop:
         self._sample(ready, logits)
         self._commit()
 
-    def _run(self, work: Work) -> list[StepRecord]:
+    def _run(self, work: Work | Flight) -> list[StepRecord]:
         match work:
+            case Flight():
+                return self._fly(work)
             case ByteStep(rows, through):
                 requests = [self._scheduler[row] for row in rows]
                 return self._step(requests, bytes(request.output[-1] for request in requests), 0, through)
@@ -191,33 +184,19 @@ class EngineLoop:
                 return self._prefill(spans)
 
     def _step(self, requests: list[LiveRequest], data: bytes, stage: int, through: bool) -> list[StepRecord]:
-        flight = self._launch(requests, data, stage, through)
-        flight.riders.update(requests)
-        return self._fly(flight) if through and not stage else self._land(flight, stage)
+        flight = launch(self._runner, self._sampler, requests, data, stage, through=through)
+        return self._fly(flight) if through and not stage else self._land(flight, self._scheduler.listens)
 
-    # ── steps that are launched before the one before is read ─────────────────────────────────────
-
-    def _take_flight(self) -> _Flight | None:
-        """The step that the last tick launched ahead, if anybody rides in it."""
-        flight, self._ahead = self._ahead, None
-        if flight is not None and not flight.riders:
-            self._land(flight)
-            return None
-        return flight
-
-    def _fly(self, flight: _Flight) -> list[StepRecord]:
-        """Lands a step of bytes, the next one launched behind it where that can be."""
+    def _fly(self, flight: Flight) -> list[StepRecord]:
+        """Lands a step of bytes through every stage, the next tick's launched behind it where that is known."""
+        listens = self._scheduler.listens
         self._ahead = self._launch_behind(flight) if self._overlaps else None
-        records = self._land(flight)
+        records = self._land(flight, listens)
         if self._ahead is not None:
-            self._ahead.riders.update(
-                request
-                for request, unread in zip(self._ahead.requests, self._ahead.unread, strict=True)
-                if request.finish_reason is None and not (unread and request.endings[request.output[-1]])
-            )
+            self._ahead.board()
         return records
 
-    def _launch_behind(self, flight: _Flight) -> _Flight | None:
+    def _launch_behind(self, flight: Flight) -> Flight | None:
         requests, unread = [], []
         for request in self._scheduler.goes_on():
             rides = request in flight.riders
@@ -226,58 +205,39 @@ class EngineLoop:
                 unread.append(rides)
         if not requests:
             return None
+        self._scheduler.went_on(len(requests))
         data = bytes(0 if rides else each.output[-1] for each, rides in zip(requests, unread, strict=True))
-        return self._launch(requests, data, 0, True, unread)
+        return launch(self._runner, self._sampler, requests, data, through=True, unread=unread)
 
-    def _launch(
-        self, requests: list[LiveRequest], data: bytes, stage: int, through: bool, unread: list[bool] | None = None
-    ) -> _Flight:
-        expected: dict[LiveRequest, RowSampling] = {}
-        if self._sampler.draws_ahead:
-            # But of those whose mask or logits are not the step's to know.
-            expected = {
-                request: _row_sampling(request, follows)
-                for request, follows in zip(requests, unread or [False] * len(requests), strict=True)
-                if request.structure is None and request.penalties is None
-            }
-            self._sampler.expect([expected.get(request) for request in requests])
-        rows = [request.row or 0 for request in requests]
-        land = self._runner.launch(rows, data, stage=stage, through=through, unread=unread)
-        return _Flight(requests, unread or [False] * len(requests), land, expected, self._scheduler.listens)
-
-    def _land(self, flight: _Flight, stage: int = 0) -> list[StepRecord]:
+    def _land(self, flight: Flight, listens: bool) -> list[StepRecord]:
+        """What a step brought; listens: whether the policy is told of it."""
         scheduler = self._scheduler
-        began = time.perf_counter()
-        ran, result = flight.land()
+        requests, result = flight.land()
         now = time.perf_counter()
-        requests = [request for request, did in zip(flight.requests, ran, strict=True) if did]
-        assert flight.riders == set(requests), "the device and the host disagree about who went on"
-        finished: list[int] = []  # of those whose byte came to its end, by place, who are not over
-        ended = -1
+        ended: list[LiveRequest] = []  # whose byte came to its end
         for request, is_finished, opened in zip(requests, result.finished, result.chunks, strict=True):
-            ended += is_finished
+            if is_finished:
+                ended.append(request)
             if request.finish_reason is not None:
                 continue  # it was aborted on the way
             self._saw_chunks(request, opened)
-            if stage:
-                waited = scheduler.unpark(request, began)
-                self._park_waits.append((stage, waited))
-            if is_finished:
-                finished.append(ended)
-            else:
-                scheduler.park(request, stage + 1, now)
+            if flight.stage:
+                waited = scheduler.unpark(request, flight.began)
+                self._park_waits.append((flight.stage, waited))
+            if not is_finished:
+                scheduler.park(request, flight.stage + 1, now)
         for work in result.work:
             scheduler.ran(work.stage, work.positions)
-        if flight.listens:
+        if listens:
             for work in result.work:
                 scheduler.policy.observe(work.stage, work.positions, work.seconds)
             for routed in result.routed:
                 scheduler.policy.saw(routed.stage, routed.positions, routed.boundaries)
-        if finished:
+        kept = [place for place, request in enumerate(ended) if request.finish_reason is None]
+        if kept:
+            logits = result.logits if len(kept) == len(ended) else result.logits[kept]
             self._expected = flight.expected
-            drawing = [request for request, done in zip(requests, result.finished, strict=True) if done]
-            logits = result.logits if len(finished) == len(drawing) else result.logits[finished]
-            self._sample([drawing[place] for place in finished], logits)
+            self._sample([ended[place] for place in kept], logits)
             self._expected = {}
         return result.records
 
@@ -362,7 +322,7 @@ class EngineLoop:
         return kept
 
     def _draw(self, requests: list[LiveRequest], logits: Tensor) -> None:
-        rows = [self._expected.get(request) or _row_sampling(request) for request in requests]
+        rows = [self._expected.get(request) or row_sampling(request) for request in requests]
         stuck = {i for i, row in enumerate(rows) if row.allowed is not None and not row.allowed.any()}
         if stuck:
             for index in stuck:
@@ -395,10 +355,9 @@ class EngineLoop:
         self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none
 
     def _commit(self) -> None:
-        """Frees what ended, so that the next tick's plan can use it."""
-        riders = self._ahead.riders if self._ahead is not None else ()
+        """Frees what ended, so that the next tick's plan can use it. Nobody of them rides in a step under way."""
         for request in self._scheduler.live():
-            if request.finish_reason is not None and request not in riders:
+            if request.finish_reason is not None:
                 if request.row is not None and request.last_logits is not None:
                     self._scheduler.ended(request, self._runner.num_fed(request.row))
                     request.last_logits = None
@@ -440,6 +399,7 @@ class EngineLoop:
             chunks_total=tuple(self._chunks),
             parked=scheduler.num_parked,
             preemptions_total=scheduler.num_preemptions,
+            overlapped_ticks_total=self._overlapped_ticks,
             prefix_cache_queries_bytes_total=scheduler.num_queried_bytes,
             prefix_cache_hits_bytes_total=scheduler.num_hit_bytes,
             prefix_cache_bytes=scheduler.cached_bytes,
@@ -460,10 +420,3 @@ def _penalised(requests: list[LiveRequest], logits: Tensor) -> Tensor:
     logits = logits.clone()
     logits[[index for index, _ in asked]] = torch.from_numpy(changed).to(logits.device)
     return logits
-
-
-def _row_sampling(request: LiveRequest, follows: bool = False) -> RowSampling:
-    """By what its next byte is drawn, or the one that `follows` that."""
-    uniform = request.random[len(request.output) + follows] if request.params.temperature else 0.0
-    mask_row = request.mask_row_ahead(follows)
-    return RowSampling(request.params, mask_row, uniform, request.allowed, request.endings, follows)

@@ -177,7 +177,7 @@ class LiveRequest:
     @property
     def mask_row(self) -> int:
         """Row of utf8.mask_table for the next byte."""
-        return self._mask_row(self.params.max_tokens - len(self.output))
+        return self.mask_row_ahead(0)
 
     @property
     def draws_plainly(self) -> bool:
@@ -186,7 +186,8 @@ class LiveRequest:
         return self.structure is None and self.penalties is None and self._filter is None
 
     def mask_row_ahead(self, ahead: int) -> int:
-        """Row of utf8.mask_table for the byte that comes `ahead` bytes after the next one, were the state as it is."""
+        """Row of utf8.mask_table for the byte that comes `ahead` bytes after the next one, were UTF-8's state as it is
+        now."""
         return self._mask_row(self.params.max_tokens - len(self.output) - ahead)
 
     def _mask_row(self, remaining: int) -> int:

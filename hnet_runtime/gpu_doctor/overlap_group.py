@@ -25,7 +25,7 @@ def checks(device: Device, settings: Settings) -> Iterator[Check]:
     """In bf16 of rows that run to their ends: the steps are then the same ones. In fp32 also of rows that pause and end
     on their way, which have others run beside other company for a step."""
     for dtype, pauses, demand in (
-        (torch.bfloat16, False, "the same bytes, log-probabilities and chunks"),
+        (torch.bfloat16, False, "the same bytes, chunks and their probabilities, to the bit"),
         (torch.float32, True, "the same bytes and chunks"),
     ):
         name = str(dtype).removeprefix("torch.")
@@ -70,7 +70,6 @@ def _run(
             temperature=0.4 * row,
             seed=row,
             ignore_eos=True,
-            logprobs=1,
             return_chunks=True,
         )
         for row in range(_ROWS)
@@ -87,7 +86,6 @@ def _run(
     )
 
 
-def _substance(completion: Completion, with_logprobs: bool) -> tuple[object, ...]:
-    chunks = [(chunk.stage, chunk.start) for chunk in completion.chunks]
-    logprobs = completion.logprobs if with_logprobs else ()
-    return completion.data, completion.finish_reason, completion.stop_reason, completion.error, chunks, logprobs
+def _substance(completion: Completion, with_p: bool) -> tuple[object, ...]:
+    chunks = [(chunk.stage, chunk.start, chunk.p if with_p else None) for chunk in completion.chunks]
+    return completion.data, completion.finish_reason, completion.stop_reason, completion.error, chunks

@@ -198,7 +198,7 @@ class _Session:
         # A step that parks puts those who ended first, one that does not leaves each where it is.
         given = np.arange(len(ended)) if parks else ended
         self.draws.drawn = dict(zip(ended.tolist(), heard[-1, given].astype(np.int64).tolist(), strict=True))
-        logits = flight.report.logits[torch.from_numpy(given).to(flight.report.logits.device)]
+        logits = _rows_of(flight.report.logits, given)
         deepest = stage if parks else self._num_stages - 1
         now = time.perf_counter()
         seconds = now - max(flight.began, self._landed)
@@ -211,6 +211,14 @@ class _Session:
         shares = np.array(self._parameters[: deepest + 1], dtype=np.float64)
         shares *= seconds / shares.sum()
         return tuple(StageWork(index, positions[index], float(share)) for index, share in enumerate(shares))
+
+
+def _rows_of(logits: Tensor, places: NDArray[np.int64]) -> Tensor:
+    """Those rows of [B, V], without a wait for what the device has under way."""
+    count = len(places)
+    if not count or places[-1] == count - 1:  # they rise
+        return logits[:count]
+    return logits.index_select(0, torch.from_numpy(places).to(logits.device, non_blocking=True))
 
 
 def _bound(step: StaticStep, key: StepKey) -> Callable[[], None]:

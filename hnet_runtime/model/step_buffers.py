@@ -149,4 +149,5 @@ class StepBuffers:
 
 
 def _scatter(target: Tensor, rows: Ints, values: Ints) -> None:
-    target.index_copy_(0, torch.from_numpy(rows).to(target.device), torch.from_numpy(values).to(target.device))
+    places, given = (torch.from_numpy(each).to(target.device, non_blocking=True) for each in (rows, values))
+    target.index_copy_(0, places, given)

@@ -3,21 +3,25 @@ model, to the bit; and when there are such steps."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_runtime.engine.building import launches_ahead
 from hnet_runtime.engine.config import EngineConfig
 from hnet_runtime.engine.engine import Engine
 from hnet_runtime.engine.graphs import Eager, StepGraphs
+from hnet_runtime.engine.loop import EngineLoop
 from hnet_runtime.model.captured import CapturedHNet
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.state.arenas import kv_bytes_per_position
 from hnet_runtime.state.rows import PAGE
 from tests import courses
 from tests.engine.conftest import Driver
+from tests.gpu.allow_list import VIEWS, name_of
 from tests.gpu.emulator import EmulatedGraphs
 from tests.gpu.overlapping import HOST_DRAWN, MANNERS, assert_same, num_overlapped, play
 from tests.gpu.steps import captured
@@ -173,6 +177,39 @@ def test_the_last_byte_is_known_to_be_on_its_way(model_of, monkeypatch):
     driver.submit("1", b"\xfeOnce", **{**MANNERS[0], "max_tokens": 9})
     driver.run()
     assert launches == [2] * 3 + [1] * 5  # their first bytes are the prompts', their last ones are never run
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is asked of tensors, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[name_of(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_is_read_without_a_wait_for_the_one_behind_it(model_of, monkeypatch):
+    """What a step brought is in the host's memory: nothing between its landing and the next tick makes, fetches or
+    sends a tensor, which would stand in line behind the step under way."""
+    operations, land = Operations(), EngineLoop._land
+
+    def listening(self: Any, *args: Any) -> Any:
+        if self._ahead is None:
+            return land(self, *args)
+        with operations:
+            return land(self, *args)
+
+    monkeypatch.setattr(EngineLoop, "_land", listening)
+    driver = two_rows(model_of("b_2stage"))
+    for number, manner in enumerate((MANNERS[1], MANNERS[2])):
+        driver.submit(str(number), b"\xfeOnce", **manner)
+    driver.run()
+    assert num_overlapped(driver) > 10
+    assert operations.names["slice"] > 10
+    assert operations.names.keys() <= VIEWS | {"clone"}  # the last logits of one that ends
 
 
 def test_overlap_is_said_to_be_ignored_where_nothing_is_captured(model_of, golden_case, caplog, keep_threads):

@@ -26,8 +26,8 @@ class StateError(ValueError):
 
 @dataclass(frozen=True)
 class Counters:
-    """step: optimizer's steps done; seen: bytes of windows they saw; seconds: of work, over all sittings; settings: those
-    that decide the curve, by name. Data are a function of `step`, and nothing else in a run is random."""
+    """step: optimizer's steps done; seen: bytes of windows they saw; seconds: of work, over all sittings; settings:
+    those that decide the curve, by name. Data are a function of `step`, and nothing else in a run is random."""
 
     step: int
     seen: int
@@ -73,7 +73,7 @@ def newest(folder: Path) -> State | None:
         counters = Counters(**json.loads((path / "counters.json").read_text(encoding="utf-8")))
         parameters = load_file(path / "model.safetensors")
         moments = load_file(path / "optimizer.safetensors")
-    except Exception as error:  # noqa: BLE001 - safetensors raises errors of its own; the file's name is what helps
+    except Exception as error:
         raise StateError(f"{path}: cannot be read: {error}") from error
     return State(counters, parameters, moments)
 

@@ -18,12 +18,12 @@ from hnet_runtime.checkpoint.load import parameter_dtype
 from hnet_runtime.config import ModelConfig
 
 
-def export(config: ModelConfig, parameters: Mapping[str, Tensor], folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+def export(
+    config: ModelConfig, parameters: Mapping[str, Tensor], folder: Path, dtype: torch.dtype = torch.bfloat16
+) -> Path:
     """Writes the model into `folder`, each file whole or not at all; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        key: tensor.detach().to(parameter_dtype(key, dtype)).contiguous() for key, tensor in parameters.items()
-    }
+    tensors = {key: tensor.detach().to(parameter_dtype(key, dtype)).contiguous() for key, tensor in parameters.items()}
     partial = folder / "model.safetensors.partial"
     save_file(tensors, partial)
     os.replace(partial, folder / "model.safetensors")

@@ -1,14 +1,15 @@
 """An H-Net over whole windows, with gradients: the runtime's stages, their chunking made differentiable.
 
-Knows weights and windows; nothing of optimizers or data. The stacks, their parameters' names and everything that decides a boundary are
-`hnet_runtime.model`'s; what is here is the way down and up in parallel, and the two factors that are 1 or nothing in
-inference: the confidence of equations (6), (7) and (9) of arXiv 2507.07955, and the ratio loss of equation (10).
-"""
+Knows weights and windows; nothing of optimizers or data. The stacks, their parameters' names and everything that
+decides a boundary are `hnet_runtime.model`'s; what is here is the way down and up in parallel, and the two factors that
+are 1 or nothing in inference: the confidence of equations (6), (7) and (9) of arXiv 2507.07955, and the ratio loss of
+equation (10)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hnet_runtime.config import ModelConfig, StackConfig
-from hnet_runtime.model.blocks import StageContext
+from hnet_runtime.model.blocks import IsotropicStack, StageContext
 from hnet_runtime.model.hierarchy import StageWeights
 from hnet_runtime.ops.linear import linear
 from hnet_runtime.ops.rotary import rotary_table
@@ -93,8 +94,8 @@ class TrainableHNet:
         context = self._context(stage, spans)
         h = stage.widen(h)
         if stage.config.is_main:
-            return self._stack(stage, "main", h, context, watch)[:, : stage.config.d_outer]
-        encoded = self._stack(stage, "encoder", h, context, watch)
+            return _run(stage.main, stage, h, context, watch)[:, : stage.config.d_outer]
+        encoded = _run(stage.encoder, stage, h, context, watch)
         p = boundary_probability(encoded, spans, stage.q_proj, stage.k_proj)
         boundary = p.detach().cpu().numpy() > BOUNDARY_THRESHOLD
         inner, places, newest = spans.select(boundary, np.zeros(len(spans), dtype=np.int64))
@@ -108,7 +109,7 @@ class TrainableHNet:
             z_bar = alter(index, z_bar, route)
         residual = linear(encoded.float(), stage.residual_weight, stage.residual_bias)
         z = z_bar * confidence(p, route.boundary).unsqueeze(-1) + residual
-        return self._stack(stage, "decoder", z, context, watch)[:, : stage.config.d_outer]
+        return _run(stage.decoder, stage, z, context, watch)[:, : stage.config.d_outer]
 
     def _context(self, stage: StageWeights, spans: Spans) -> StageContext:
         attention = stage.config.attention
@@ -118,22 +119,12 @@ class TrainableHNet:
         rotary = rotary_table(positions, attention.rotary_dim) if attention.rotary_dim else None
         return StageContext(self._ops, spans, (spans, attention.window), rotary)
 
-    @staticmethod
-    def _stack(stage: StageWeights, name: str, h: Tensor, context: StageContext, watch: Watch | None) -> Tensor:
-        stack = {"main": "main", "encoder": "encoder", "decoder": "decoder"}[name]
-        network = getattr(stage, stack)
-        config = stage.config.stack(name)
-        states = tuple(_no_memory(layer.mixer) for layer in config.layers)
-        if watch is None:
-            out: Tensor = network(h, states, context)
-            return out
-        seen = watch
 
-        def note(layer: int, residual: Tensor) -> None:
-            seen(config, layer, residual)
-
-        out = network(h, states, context, note)
-        return out
+def _run(network: IsotropicStack, stage: StageWeights, h: Tensor, context: StageContext, watch: Watch | None) -> Tensor:
+    config = stage.config.stack(network.name)
+    states = tuple(_no_memory(layer.mixer) for layer in config.layers)
+    note = None if watch is None else partial(watch, config)
+    return network(h, states, context, note)
 
 
 def boundary_probability(h: Tensor, spans: Spans, q_weight: Tensor, k_weight: Tensor) -> Tensor:
@@ -166,5 +157,6 @@ def ratio_loss(route: Route, ratio: float) -> Tensor:
 
 
 def _no_memory(mixer: str) -> LayerState:
+    """What a layer is handed in place of its memory: windows begin with nothing, and leave nothing."""
     nothing = torch.empty(0)
     return Mamba2State(nothing, nothing) if mixer == "mamba2" else AttentionState(nothing, nothing)

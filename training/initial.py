@@ -23,9 +23,9 @@ def initial_parameters(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Every tensor of the model, fp32 on the CPU.
 
     Projections are normal with deviation 0.02, those that write to a residual stream divided by the root of how many of
-    the stack do (what the paper calls a normal GPT-like start); the router begins as the identity, so that p is half the unlikeness of neighbours;
-    `residual_proj` begins as nothing, so that a decoder first sees what came through the inner network (section 3.3 of
-    arXiv 2507.07955); Mamba-2's own as its authors begin them.
+    the stack do (what the paper calls a normal GPT-like start); the router begins as the identity, so that p is half
+    the unlikeness of neighbours; `residual_proj` begins as nothing, so that a decoder first sees what came through the
+    inner network (section 3.3 of arXiv 2507.07955); Mamba-2's own as its authors begin them.
     """
     return {key: _tensor(config, key, shape, seed) for key, shape in tensor_shapes(config).items()}
 

@@ -1,7 +1,7 @@
 """What a run says as it goes: a line for a person, and `journal.jsonl` for plots.
 
-Knows figures by name; no tensors. A run that goes on from a state first drops the lines that came after it, so the journal is one curve.
-"""
+Knows figures by name; no tensors. A run that goes on from a state first drops the lines that came after it, so the
+journal is one curve."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """Does the output depend on the inner networks, and where do the chunks lie?
 
-Knows a model's forward and windows of held-out text; nothing of optimizers. Every figure is over all positions of all windows given.
+Knows a model's forward and windows of held-out text; nothing of optimizers. Every figure is over all positions of all
+windows given.
 
-A network that has died costs nothing when its output is swapped for another text's; its residual stream has mostly grown
-to one constant vector. So bits per byte are taken with z̄ of each routed stage as computed, and with three wrong ones.
-"""
+A network that has died costs nothing when its output is swapped for another text's; its residual stream has mostly
+grown to one constant vector. So bits per byte are taken with z̄ of each routed stage as computed, and with three wrong
+ones."""
 
 from __future__ import annotations
 
@@ -223,4 +224,3 @@ class _Boundaries:
 def _count_either(opens: NDArray[np.int64], before: NDArray[np.int64], wanted: frozenset[int]) -> int:
     members = np.array(sorted(wanted))
     return int((np.isin(opens, members) | np.isin(before, members)).sum())
-

@@ -34,7 +34,9 @@ def _part(below: str, is_main: bool) -> str:
     return {"routing_module": "router", "residual_proj": "residual", "pad_dimension": "encoder"}.get(first, first)
 
 
-def parameter_groups(config: ModelConfig, parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[str, object]]:
+def parameter_groups(
+    config: ModelConfig, parameters: Mapping[str, Tensor], settings: Optimizer
+) -> list[dict[str, object]]:
     """torch's parameter groups: `names` their keys, `multiplier` what their rate is of stage 0's."""
     stage_of = {key: stage.index for stage, key, _ in stage_tensor_shapes(config)}
     multipliers = settings.multipliers or [1.0] * len(config.stages)
@@ -77,7 +79,8 @@ def clip(gradients: Mapping[str, Tensor], networks: Mapping[str, str], settings:
     for key, gradient in gradients.items():
         members.setdefault(networks[key], []).append(gradient)
     norms = {
-        network: float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(each)))) for network, each in members.items()
+        network: float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(each))))
+        for network, each in members.items()
     }
     whole = sum(norm**2 for norm in norms.values()) ** 0.5
     for network, each in members.items():

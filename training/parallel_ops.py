@@ -1,9 +1,9 @@
 """The operations of whole windows at once, with gradients: the runtime's blocks run on these while they learn.
 
-Knows the signatures of `PrefillOps`, which say what each computes; a window begins with nothing, so the memory of rows that
-they are handed is neither read nor written. Times run in parallel: the recurrence of Mamba-2 as products of blocks (arXiv
-2405.21060, section 6), the smoothing as one product with the weights of its average (arXiv 2507.07955, equation 5).
-"""
+Knows the signatures of `PrefillOps`, which say what each computes; a window begins with nothing, so the memory of rows
+that they are handed is neither read nor written. Times run in parallel: the recurrence of Mamba-2 as products of blocks
+(arXiv 2405.21060, section 6), the smoothing as one product with the weights of its average (arXiv 2507.07955, equation
+5)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def causal_conv(x: Tensor, memory: Tensor, spans: Spans, weight: Tensor, bias: T
     """SiLU of the depthwise convolution. x: [T, E], weight: [K, E], bias: [E] → [T, E] in `dtype`."""
     del memory
     grid = grid_of(spans)
-    out: Tensor = _CausalConv.apply(grid.spread(x.float()), weight, bias)
+    out: Tensor = _CausalConv.apply(grid.spread(x.float()), weight, bias)  # type: ignore[no-untyped-call]
     return grid.pack(out).to(dtype)
 
 
@@ -113,9 +113,9 @@ def selective_scan(
 ) -> Tensor:
     """Mamba-2's recurrence S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t ⊗ B_t, y_t = S_t C_t + D x_t.
 
-    Within a block of positions it is attention with decays for weights; between blocks states are carried by one product
-    with the decays of all pairs of blocks. x: [T, H, P], dt: [T, H] fp32, a, d: [H] fp32, b, c: [T, N] → [T, H, P] in
-    `dtype`.
+    Within a block of positions it is attention with decays for weights; between blocks states are carried by one
+    product with the decays of all pairs of blocks. x: [T, H, P], dt: [T, H] fp32, a, d: [H] fp32, b, c: [T, N] → [T, H,
+    P] in `dtype`.
     """
     del memory
     grid = grid_of(spans)
@@ -149,7 +149,7 @@ def selective_scan(
     y = y + (c_blocks.unsqueeze(2) @ carried.transpose(-1, -2)) * log_decay.exp().unsqueeze(-1)
 
     out = y.permute(0, 3, 1, 2, 4).reshape(blocks * SCAN_BLOCK, grid.spans, heads, -1)[:times]
-    return (grid.pack(out) + d.unsqueeze(-1) * x.float()).to(dtype)
+    return (grid.pack(out) + d.unsqueeze(-1) * x.float()).to(dtype).contiguous()
 
 
 def _carry(total: Tensor, left: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, k_memory: Tensor, v_memory: Tensor, 
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance <= window))
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return grid.pack(out.permute(2, 0, 1, 3))
+    return grid.pack(out.permute(2, 0, 1, 3)).contiguous()
 
 
 def smooth(z: Tensor, p: Tensor, memory: Tensor, spans: Spans) -> Tensor:

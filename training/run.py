@@ -1,4 +1,5 @@
-"""A run from its settings to an exported model, in one process or several. Knows processes; nothing of what they compute."""
+"""A run from its settings to an exported model, in one process or several. Knows processes; nothing of what they
+compute."""
 
 from __future__ import annotations
 
@@ -30,9 +31,3 @@ def train(settings_file: Path, folder: Path, *, accept_changes: bool = False, un
         for process in processes:
             process.join()
         return all(process.exitcode == 0 for process in processes)
-
-
-if __name__ == "__main__":
-    import sys
-
-    train(Path(sys.argv[1]), Path(sys.argv[2]))

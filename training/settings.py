@@ -53,8 +53,8 @@ class Batch(_Section):
 
 
 class Optimizer(_Section):
-    """AdamW. learning_rate is of stage 0; a stage's own is `multipliers[stage]` times it, a router's `router_multiplier`
-    times its stage's. Decay of norms, biases, embeddings and Mamba-2's A, D and Δ is 0."""
+    """AdamW. learning_rate is of stage 0; a stage's own is `multipliers[stage]` times it, a router's
+    `router_multiplier` times its stage's. Decay of norms, biases, embeddings and Mamba-2's A, D and Δ is 0."""
 
     learning_rate: Rate = 2.4e-3
     multipliers: list[Annotated[float, Field(gt=0)]] | None = None
@@ -67,7 +67,8 @@ class Optimizer(_Section):
 
 
 class Schedule(_Section):
-    """In bytes seen: a linear rise over `warmup`, constant, and a linear fall to `floor` of the rate over the last `decay`."""
+    """In bytes seen: a linear rise over `warmup`, constant, and a linear fall to `floor` of the rate over the last
+    `decay`."""
 
     total: PositiveInt
     warmup: Annotated[int, Field(ge=0)] = 1_200_000
@@ -84,8 +85,8 @@ class Schedule(_Section):
 class Chunking(_Section):
     """ratio: bytes (or chunks) a chunk, N of equation (10), for each routed stage, alpha its weight in the loss.
 
-    A ratio's `start`, if there is one, leads to it linearly over `annealing` bytes. guidance: weight of a loss that draws
-    boundaries of stage 0 to the beginnings of white space; 0, and so none, unless a model says that it had it.
+    A ratio's `start`, if there is one, leads to it linearly over `annealing` bytes. guidance: weight of a loss that
+    draws boundaries of stage 0 to the beginnings of white space; 0, and so none, unless a model says that it had it.
     """
 
     ratio: list[Annotated[float, Field(gt=1)]] = []
@@ -102,7 +103,7 @@ class Reporting(_Section):
     evaluate: PositiveInt = 4_000_000
     evaluation_windows: Annotated[int, Field(ge=2)] = 32
     checkpoint: Annotated[float, Field(gt=0)] = 180.0
-    prompts: list[str] = ["The ", "It was a ", "\"I do not know,\" said "]
+    prompts: list[str] = ["The ", "It was a ", '"I do not know," said ']
     sample_bytes: PositiveInt = 200
 
 

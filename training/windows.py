@@ -1,7 +1,7 @@
 """Windows of a file of documents, in an order that a counter alone decides. Knows no model.
 
-A file holds documents one after another, each BOS + UTF-8 + EOS. A window is BOS and the bytes from some place on, whatever
-documents they are of; what is to be predicted is the byte after each of its bytes. A BOS is never asked for.
+A file holds documents one after another, each BOS + UTF-8 + EOS. A window is BOS and the bytes from some place on,
+whatever documents they are of; what is to be predicted is the byte after each of its bytes. A BOS is never asked for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Windows:
         return len(self._bytes)
 
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Windows number `first` to `first + count` of a run without end: ([count, T] int64, targets of the same shape).
+        """Windows number `first` to `first + count` of a run without end: ([count, T] int64, targets of the same
+        shape).
 
         An epoch takes every part of the file once, in an order of its own and cut at places of its own.
         """

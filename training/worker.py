@@ -1,8 +1,8 @@
 """One process of a run: its share of every step, and where it is the first, what is said and written.
 
 Knows the loop: step, log, evaluate, keep. Several processes hold the same parameters and sum their gradients, so each
-makes the same step; the first alone evaluates, exports and writes states. The sum also carries whether anybody has been told to stop.
-"""
+makes the same step; the first alone evaluates, exports and writes states. The sum also carries whether anybody has been
+told to stop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from hnet_runtime.config import ModelConfig
+from hnet_runtime.config import ModelConfig, tensor_shapes
 from training import checkpoint
 from training.checkpoint import Counters, State, StateError
 from training.export import export
@@ -29,13 +30,16 @@ from training.journal import Journal
 from training.liveness import Liveness, measure
 from training.losses import losses
 from training.optimizer import clip, network_of, parameter_groups, rate_at
+from training.plots import draw
+from training.samples import write_samples
 from training.settings import TrainingSettings
 from training.windows import Windows
 
 
 @dataclass(frozen=True)
 class Job:
-    """folder: of the run: states, journal, export. rendezvous: a file where processes meet; unused where there is one."""
+    """folder: of the run: states, journal, export. rendezvous: a file where processes meet; unused where there is
+    one."""
 
     settings: TrainingSettings
     config: ModelConfig
@@ -55,7 +59,8 @@ class Worker:
         self._first = rank == 0
         state = checkpoint.newest(job.folder / "states")
         values = initial_parameters(config, settings.seed) if state is None else state.parameters
-        self._parameters = {key: tensor.clone().requires_grad_() for key, tensor in values.items()}
+        # In one order whatever file they came from: sums over all of them are part of a curve.
+        self._parameters = {key: values[key].clone().requires_grad_() for key in tensor_shapes(config)}
         self._sum = _bind_gradients(self._parameters)
         self._networks = network_of(config)
         self._optimizer = torch.optim.AdamW(
@@ -92,6 +97,7 @@ class Worker:
                 journal.step(self._counters, step.figures)
                 if last or _passed(self._counters.seen, step.bytes, reporting.evaluate):
                     journal.evaluation(self._counters, self._evaluate())
+                    self._show()
                 if last or stopped or now - kept > reporting.checkpoint:
                     self._keep()
                     kept = now
@@ -112,7 +118,7 @@ class Worker:
             with torch.autocast("cpu", torch.bfloat16, enabled=batch.bf16):
                 forwarded = self._model.forward(windows)
             found = losses(forwarded, windows, targets, settings.chunking, self._counters.seen)
-            (found.total / (rounds * batch.processes)).backward()
+            (found.total / (rounds * batch.processes)).backward()  # type: ignore[no-untyped-call]
             bits += found.bits_per_byte / rounds
             chunks = [sofar + each / rounds for sofar, each in zip(chunks, found.positions_per_chunk, strict=True)]
         self._sum[-1] = float(self._stopping)
@@ -136,6 +142,17 @@ class Worker:
         windows, targets = heldout.evenly(settings.reporting.evaluation_windows)
         export(self._job.config, self._parameters, self._job.folder / "export")
         return measure(self._model, windows, targets, settings.batch.micro)
+
+    def _show(self) -> None:
+        """Curves and samples of the model just exported, beside it."""
+        folder, reporting = self._job.folder, self._job.settings.reporting
+        written = write_samples(folder / "export", reporting.prompts, reporting.sample_bytes)
+        with (folder / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"── {self._counters.seen / 1e6:.2f} MB ──\n\n" + "\n\n".join(written) + "\n\n")
+        try:
+            draw(folder)
+        except ModuleNotFoundError as error:
+            self._say(f"no curves are drawn: {error}; they come with hnet-serve[train]")
 
     def _keep(self) -> None:
         parameters = {key: tensor.detach().clone() for key, tensor in self._parameters.items()}
@@ -161,7 +178,7 @@ class _Step:
     figures: dict[str, Any]
 
 
-def work(rank: int, job: Job, say: Callable[[str], None] = print) -> bool:
+def work(rank: int, job: Job, say: Callable[[str], None] | None = None) -> bool:
     """A process from beginning to end; see Worker.run."""
     torch.set_num_threads(1)
     torch.manual_seed(job.settings.seed)
@@ -170,7 +187,7 @@ def work(rank: int, job: Job, say: Callable[[str], None] = print) -> bool:
         store = f"file://{job.rendezvous}"
         distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
     try:
-        worker = Worker(job, rank, say)
+        worker = Worker(job, rank, say or partial(print, flush=True))
         with contextlib.suppress(ValueError):  # signals reach a main thread only
             signal.signal(signal.SIGINT, worker.stop)
             signal.signal(signal.SIGTERM, worker.stop)
@@ -195,8 +212,8 @@ def settings_of_curve(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _bind_gradients(parameters: dict[str, Tensor]) -> Tensor:
-    """One tensor that all gradients lie in, side by side, so that they are emptied and summed as one; its last number is
-    free for a flag."""
+    """One tensor that all gradients lie in, side by side, so that they are emptied and summed as one; its last number
+    is free for a flag."""
     total = torch.zeros(sum(tensor.numel() for tensor in parameters.values()) + 1)
     begin = 0
     for tensor in parameters.values():

@@ -216,7 +216,9 @@ class ModelState:
         parts = [view[row] for view in self._own]
         parts += [view[row] for view in self._parked] if parked else []
         parts += [ring.view[row, : ring.used(positions)].reshape(-1) for ring in self._rings]
-        return SavedRow(torch.cat(parts), positions, parked)
+        # A model of full attention alone keeps nothing but pages.
+        nothing = torch.empty(0, dtype=torch.uint8, device=self.device)
+        return SavedRow(torch.cat(parts) if parts else nothing, positions, parked)
 
     def load(self, row: int, saved: SavedRow) -> None:
         """Makes a row what `save` copied, whichever row that was; its pages are its caller's business."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "segment": ("server.cli.segment", "segment", "Show where a model cuts a text into chunks."),
     "score": ("server.cli.score", "score_file", "Say how well a model predicts a text, in bits per byte."),
     "convert": ("server.cli.convert", "convert", "Write a checkpoint as safetensors and config.json."),
+    "train": ("server.cli.train", "train", "Train a small model: data and settings in one TOML file."),
     "doctor": ("server.cli.doctor", "doctor", "Report what this machine can run, and whether it runs right."),
     "bench": ("server.cli.bench", "bench", "Measure, from a checkout: roofline, decode, prefill, peers."),
 }

@@ -1,0 +1,1 @@
+"""Training data for the demonstration models: what it is made of, fetched, checked, cleaned and framed."""

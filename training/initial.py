@@ -11,23 +11,27 @@ import math
 import torch
 from torch import Tensor
 
-from hnet_runtime.config import ModelConfig, StackConfig, tensor_shapes
+from hnet_runtime.config import VOCAB_SIZE, ModelConfig, StackConfig, tensor_shapes
 
 STANDARD_DEVIATION = 0.02
 EMBEDDING_DEVIATION = 1.0
 STEP_RANGE = (1e-3, 1e-1)  # of Mamba-2's Δ, spread over its logarithm
 DECAY_RANGE = (1.0, 16.0)  # of −A
+_OF_SYMBOLS = ("embeddings.weight", "lm_head.weight")
 
 
-def initial_parameters(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """Every tensor of the model, fp32 on the CPU.
+def initial_parameters(config: ModelConfig, seed: int, vocabulary: int = VOCAB_SIZE) -> dict[str, Tensor]:
+    """Every tensor of the model, fp32 on the CPU; embeddings and head are of `vocabulary` symbols.
 
     Projections are normal with deviation 0.02, those that write to a residual stream divided by the root of how many of
     the stack do (what the paper calls a normal GPT-like start); the router begins as the identity, so that p is half
     the unlikeness of neighbours; `residual_proj` begins as nothing, so that a decoder first sees what came through the
     inner network (section 3.3 of arXiv 2507.07955); Mamba-2's own as its authors begin them.
     """
-    return {key: _tensor(config, key, shape, seed) for key, shape in tensor_shapes(config).items()}
+    shapes = tensor_shapes(config) | {
+        key: (vocabulary, config.d_model) for key in _OF_SYMBOLS if key in tensor_shapes(config)
+    }
+    return {key: _tensor(config, key, shape, seed) for key, shape in shapes.items()}
 
 
 def _tensor(config: ModelConfig, key: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -15,16 +15,14 @@ from typing import Any
 from training.checkpoint import Counters
 from training.liveness import Liveness
 
-EVERY = 65_536
-"""Bytes between two lines of steps; figures between are averaged."""
-
 
 class Journal:
-    """end: bytes seen at which the run ends, for the time that is left."""
+    """end: bytes seen at which the run ends, for the time that is left; every: bytes between two lines of steps, whose
+    figures are means."""
 
-    def __init__(self, folder: Path, counters: Counters, end: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, counters: Counters, end: int, every: int, say: Callable[[str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path, self._end, self._say = folder / "journal.jsonl", end, say
+        self._path, self._end, self._every, self._say = folder / "journal.jsonl", end, every, say
         _drop_after(self._path, counters.step)
         self._began, self._from = time.monotonic(), counters.seen
         self._sums: dict[str, float] = {}
@@ -36,7 +34,7 @@ class Journal:
         self._steps += 1
         for name, value in _flat(figures):
             self._sums[name] = self._sums.get(name, 0.0) + value
-        if counters.seen - self._said < EVERY and counters.seen < self._end:
+        if counters.seen - self._said < self._every and counters.seen < self._end:
             return
         means = {name: value / self._steps for name, value in self._sums.items()}
         rate = (counters.seen - self._from) / max(time.monotonic() - self._began, 1e-9)

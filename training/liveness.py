@@ -62,8 +62,11 @@ class Liveness:
     main: list[LayerResidual]
 
 
-def measure(model: TrainableHNet, windows: Tensor, targets: Tensor, micro: int = 4) -> Liveness:
-    """windows, targets: [R, T]; R at least 2. `micro` windows go at a time."""
+def measure(
+    model: TrainableHNet, windows: Tensor, targets: Tensor, micro: int = 4, lengths: Tensor | None = None
+) -> Liveness:
+    """windows, targets: [R, T]; R at least 2. `micro` windows go at a time. lengths: [V] bytes of each symbol, where
+    those are not bytes."""
     parts = [slice(start, start + micro) for start in range(0, len(windows), micro)]
     if len(parts) > 1 and len(windows) % micro == 1:  # a window alone has no other
         parts[-2:] = [slice(parts[-2].start, len(windows))]
@@ -75,7 +78,7 @@ def measure(model: TrainableHNet, windows: Tensor, targets: Tensor, micro: int =
         means[stage].add(z_bar)
         return z_bar
 
-    exact = _Bits()
+    exact = _Bits(lengths)
     with torch.no_grad():
         for part in parts:
             forwarded = model.forward(windows[part], alter=keep_means, watch=main.add)
@@ -89,7 +92,7 @@ def measure(model: TrainableHNet, windows: Tensor, targets: Tensor, micro: int =
         for stage in range(len(means)):
             found = boundaries[stage].result(num_bytes)
             for wrong in WRONG:
-                bits = _Bits()
+                bits = _Bits(lengths)
                 for part in parts:
                     alter = _altered(stage, wrong, means[stage].value())
                     bits.add(model.forward(windows[part], alter=alter), targets[part])
@@ -138,13 +141,14 @@ def _of_the_chunk_before(route: Route) -> NDArray[np.int64]:
 
 
 class _Bits:
-    def __init__(self) -> None:
-        self._nats, self._count = 0.0, 0
+    def __init__(self, lengths: Tensor | None) -> None:
+        self._nats, self._count, self._lengths = 0.0, 0, lengths
 
     def add(self, forwarded: Forwarded, targets: Tensor) -> None:
         logits = forwarded.logits.reshape(-1, forwarded.logits.shape[-1])
         self._nats += float(F.cross_entropy(logits, targets.reshape(-1), ignore_index=IGNORED, reduction="sum"))
-        self._count += int((targets != IGNORED).sum())
+        asked = targets[targets != IGNORED]
+        self._count += len(asked) if self._lengths is None else int(self._lengths[asked].sum())
 
     def value(self) -> float:
         return self._nats / self._count / math.log(2)

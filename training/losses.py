@@ -25,8 +25,11 @@ class Losses:
     positions_per_chunk: tuple[float, ...]
 
 
-def losses(forwarded: Forwarded, windows: Tensor, targets: Tensor, chunking: Chunking, seen: int) -> Losses:
-    """Cross entropy + α Σ ratio losses (+ guidance). windows, targets: [R, T]; seen: bytes seen before."""
+def losses(
+    forwarded: Forwarded, windows: Tensor, targets: Tensor, chunking: Chunking, seen: int, lengths: Tensor | None = None
+) -> Losses:
+    """Cross entropy + α Σ ratio losses (+ guidance). windows, targets: [R, T]; seen: bytes seen before; lengths: [V]
+    bytes of each symbol, where those are not bytes."""
     logits = forwarded.logits.reshape(-1, forwarded.logits.shape[-1])
     entropy = F.cross_entropy(logits, targets.reshape(-1), ignore_index=IGNORED)
     total = entropy
@@ -35,7 +38,11 @@ def losses(forwarded: Forwarded, windows: Tensor, targets: Tensor, chunking: Chu
     if chunking.guidance and forwarded.routes:
         total = total + chunking.guidance * _guidance(forwarded.routes[0], windows)
     shares = tuple(1 / max(float(route.boundary.mean()), 1e-9) for route in forwarded.routes)
-    return Losses(total, float(entropy.detach()) / math.log(2), shares)
+    bits = float(entropy.detach()) / math.log(2)
+    if lengths is not None:
+        asked = targets[targets != IGNORED]
+        bits *= len(asked) / float(lengths[asked].sum())
+    return Losses(total, bits, shares)
 
 
 def ratio_at(chunking: Chunking, stage: int, seen: int) -> float:

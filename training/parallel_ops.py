@@ -18,6 +18,7 @@ from hnet_runtime.ops.ema import P_MAX, P_MIN
 from hnet_runtime.ops.prefill import OPS, PrefillOps
 from hnet_runtime.ops.rotary import rotate
 from hnet_runtime.ops.spans import Ints, Spans
+from training import scan
 
 SCAN_BLOCK = 32
 """Positions that the scan takes at once: its quadratic part grows with it, the number of states it keeps shrinks."""
@@ -113,26 +114,37 @@ def selective_scan(
 ) -> Tensor:
     """Mamba-2's recurrence S_t = exp(Δ_t A) S_{t−1} + Δ_t x_t ⊗ B_t, y_t = S_t C_t + D x_t.
 
-    Within a block of positions it is attention with decays for weights; between blocks states are carried by one
-    product with the decays of all pairs of blocks. x: [T, H, P], dt: [T, H] fp32, a, d: [H] fp32, b, c: [T, N] → [T, H,
-    P] in `dtype`.
+    x: [T, H, P], dt: [T, H] fp32, a, d: [H] fp32, b, c: [T, N] → [T, H, P] in `dtype`.
     """
     del memory
     grid = grid_of(spans)
-    times, heads = grid.times, x.shape[1]
+    on_grid = [grid.spread(values.float()) for values in (x, dt, b, c)]
+    form = (
+        scan.scan if x.device.type == "cpu" and x.shape[-1] == scan.HEAD_DIM and scan.is_available() else blocked_scan
+    )
+    y = form(on_grid[0], on_grid[1], a, on_grid[2], on_grid[3])
+    return (grid.pack(y) + d.unsqueeze(-1) * x.float()).to(dtype).contiguous()
+
+
+def blocked_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The recurrence without its skip, in plain torch. x: [T, R, H, P], dt: [T, R, H], a: [H], b, c: [T, R, N], all
+    fp32 → [T, R, H, P].
+
+    Within a block of positions it is attention with decays for weights; between blocks states are carried by one
+    product with the decays of all pairs of blocks (arXiv 2405.21060, section 6).
+    """
+    times, rows, heads, _ = x.shape
     blocks = -(-times // SCAN_BLOCK)
     padding = blocks * SCAN_BLOCK - times
 
     def blocked(values: Tensor) -> Tensor:
-        """[T, ...] → [blocks, block, R, ...] fp32, zeros at the end."""
-        spread = grid.spread(values.float())
+        """[T, ...] → [blocks, block, R, ...], zeros at the end."""
         if padding:
-            spread = torch.cat((spread, spread.new_zeros(padding, *spread.shape[1:])))
-        return spread.view(blocks, SCAN_BLOCK, *spread.shape[1:])
+            values = torch.cat((values, values.new_zeros(padding, *values.shape[1:])))
+        return values.view(blocks, SCAN_BLOCK, *values.shape[1:])
 
-    x_blocks = blocked(x)  # [n, L, R, H, P]
-    dt_blocks = blocked(dt)  # [n, L, R, H]
-    b_blocks, c_blocks = (blocked(values).transpose(1, 2) for values in (b, c))  # [n, R, L, N]
+    x_blocks, dt_blocks = blocked(x), blocked(dt)  # [n, L, R, H, P], [n, L, R, H]
+    b_blocks, c_blocks = blocked(b).transpose(1, 2), blocked(c).transpose(1, 2)  # [n, R, L, N]
     driven = (x_blocks * dt_blocks.unsqueeze(-1)).permute(0, 2, 3, 1, 4)  # [n, R, H, L, P]
     log_decay = (dt_blocks * a).permute(0, 2, 3, 1).cumsum(-1)  # [n, R, H, L]
 
@@ -147,9 +159,7 @@ def selective_scan(
     left = (driven * (total.unsqueeze(-1) - log_decay).exp().unsqueeze(-1)).transpose(-1, -2) @ b_blocks.unsqueeze(2)
     carried = _carry(total, left)  # [n, R, H, P, N]
     y = y + (c_blocks.unsqueeze(2) @ carried.transpose(-1, -2)) * log_decay.exp().unsqueeze(-1)
-
-    out = y.permute(0, 3, 1, 2, 4).reshape(blocks * SCAN_BLOCK, grid.spans, heads, -1)[:times]
-    return (grid.pack(out) + d.unsqueeze(-1) * x.float()).to(dtype).contiguous()
+    return y.permute(0, 3, 1, 2, 4).reshape(blocks * SCAN_BLOCK, rows, heads, -1)[:times]
 
 
 def _carry(total: Tensor, left: Tensor) -> Tensor:
@@ -161,7 +171,7 @@ def _carry(total: Tensor, left: Tensor) -> Tensor:
     sums = F.pad(total.double().cumsum(0), (0, 0, 0, 0, 1, 0))  # [n + 1, R, H] decay before each block
     gap = sums[:-1].unsqueeze(1) - sums[1:].unsqueeze(0)  # [to, from, R, H]
     not_before = torch.ones(blocks, blocks, dtype=torch.bool, device=left.device).triu()
-    weights = gap.masked_fill(not_before[..., None, None], float("-inf")).exp().float()
+    weights = gap.masked_fill(not_before[..., None, None], float("-inf")).exp().to(left.dtype)
     return torch.einsum("tfrh,frhk->trhk", weights, left.flatten(3)).view_as(left)
 
 

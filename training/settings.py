@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -112,8 +112,10 @@ class TrainingSettings(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
     model: Path | dict[str, Any]
-    kind: Literal["hnet"] = "hnet"
     seed: int = 1
+    vocabulary: Annotated[int, Field(ge=300, le=60_000)] | None = None
+    """Tokens of a byte-pair encoding learned from the text, for a model without stages to be compared with; None is
+    bytes. A window is then so many tokens, and nothing is exported: it is no H-Net."""
     data: Data
     batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
@@ -153,6 +155,8 @@ def load(path: Path) -> tuple[TrainingSettings, ModelConfig]:
 
 def _check_stages(path: Path, settings: TrainingSettings, model: ModelConfig) -> None:
     routed, stages = model.num_routed_stages, len(model.stages)
+    if settings.vocabulary is not None and routed:
+        raise SettingsError(f"{path}: vocabulary: only a model without routed stages is trained on tokens")
     for name, values, count, what in (
         ("chunking.ratio", settings.chunking.ratio, routed, "routed stage"),
         ("chunking.start", settings.chunking.start, routed, "routed stage"),

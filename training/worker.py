@@ -20,7 +20,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from hnet_runtime.config import ModelConfig, tensor_shapes
+from hnet_runtime.config import VOCAB_SIZE, ModelConfig, tensor_shapes
 from training import checkpoint
 from training.checkpoint import Counters, State, StateError
 from training.export import export
@@ -33,7 +33,8 @@ from training.optimizer import clip, network_of, parameter_groups, rate_at
 from training.plots import draw
 from training.samples import write_samples
 from training.settings import TrainingSettings
-from training.windows import Windows
+from training.tokens import texts_of_tokens
+from training.windows import Text, Windows
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Worker:
         settings, config = job.settings, job.config
         self._first = rank == 0
         state = checkpoint.newest(job.folder / "states")
-        values = initial_parameters(config, settings.seed) if state is None else state.parameters
+        train, self._heldout = self._texts()
+        self._lengths = None if settings.vocabulary is None else torch.from_numpy(train.lengths)
+        self._data = Windows(train, settings.data.window, settings.seed)
+        vocabulary = settings.vocabulary or VOCAB_SIZE
+        values = initial_parameters(config, settings.seed, vocabulary) if state is None else state.parameters
         # In one order whatever file they came from: sums over all of them are part of a curve.
         self._parameters = {key: values[key].clone().requires_grad_() for key in tensor_shapes(config)}
         self._sum = _bind_gradients(self._parameters)
@@ -70,8 +75,14 @@ class Worker:
         if state is not None:
             self._go_on(state)
         self._model = TrainableHNet(config, self._parameters)
-        self._data = Windows(settings.data.train, settings.data.window, settings.seed)
         self._stopping = False
+
+    def _texts(self) -> tuple[Text, Text]:
+        settings = self._job.settings
+        if settings.vocabulary is None:
+            return Text.of_bytes(settings.data.train), Text.of_bytes(settings.data.heldout)
+        folder = self._job.folder / "tokens"
+        return texts_of_tokens(settings.data.train, settings.data.heldout, settings.vocabulary, folder)
 
     @property
     def seen(self) -> int:
@@ -85,7 +96,7 @@ class Worker:
         """Steps until the schedule ends; returns whether it did, rather than being told to stop."""
         settings, reporting = self._job.settings, self._job.settings.reporting
         end = min(settings.schedule.total, self._job.until or settings.schedule.total)
-        journal = Journal(self._job.folder, self._counters, end, self._say) if self._first else None
+        journal = Journal(self._job.folder, self._counters, end, reporting.log, self._say) if self._first else None
         kept = began = time.monotonic()
         before = self._counters.seconds
         while self._counters.seen < end:
@@ -107,7 +118,6 @@ class Worker:
 
     def _step(self) -> _Step:
         settings, batch = self._job.settings, self._job.settings.batch
-        length, schedule = settings.data.window, settings.schedule
         share = batch.windows // batch.processes
         rounds = share // batch.micro
         self._sum.zero_()
@@ -117,7 +127,7 @@ class Worker:
             windows, targets = self._data.batch(first, batch.micro)
             with torch.autocast("cpu", torch.bfloat16, enabled=batch.bf16):
                 forwarded = self._model.forward(windows)
-            found = losses(forwarded, windows, targets, settings.chunking, self._counters.seen)
+            found = losses(forwarded, windows, targets, settings.chunking, self._counters.seen, self._lengths)
             (found.total / (rounds * batch.processes)).backward()  # type: ignore[no-untyped-call]
             bits += found.bits_per_byte / rounds
             chunks = [sofar + each / rounds for sofar, each in zip(chunks, found.positions_per_chunk, strict=True)]
@@ -127,28 +137,29 @@ class Worker:
         stopped = bool(self._sum[-1] > 0)
         gradients = {key: parameter.grad for key, parameter in self._parameters.items() if parameter.grad is not None}
         norms = clip(gradients, self._networks, settings.optimizer)
-        rate = rate_at(schedule, self._counters.seen)
+        rate = rate_at(settings.schedule, self._counters.seen)
         for group in self._optimizer.param_groups:
             group["lr"] = settings.optimizer.learning_rate * group["multiplier"] * rate
         self._optimizer.step()
-        seen = batch.windows * length
+        seen = self._data.bytes_of(self._counters.step * batch.windows, batch.windows)
         self._counters = _replace(self._counters, step=self._counters.step + 1, seen=self._counters.seen + seen)
         figures = {"bits_per_byte": bits, "positions_per_chunk": chunks, "rate": rate, "gradient_norms": norms}
         return _Step(seen, stopped, figures)
 
     def _evaluate(self) -> Liveness:
         settings = self._job.settings
-        heldout = Windows(settings.data.heldout, settings.data.window, settings.seed)
+        heldout = Windows(self._heldout, settings.data.window, settings.seed)
         windows, targets = heldout.evenly(settings.reporting.evaluation_windows)
-        export(self._job.config, self._parameters, self._job.folder / "export")
-        return measure(self._model, windows, targets, settings.batch.micro)
+        return measure(self._model, windows, targets, settings.batch.micro, self._lengths)
 
     def _show(self) -> None:
-        """Curves and samples of the model just exported, beside it."""
+        """The model as it is now, samples of it, and curves."""
         folder, reporting = self._job.folder, self._job.settings.reporting
-        written = write_samples(folder / "export", reporting.prompts, reporting.sample_bytes)
-        with (folder / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"── {self._counters.seen / 1e6:.2f} MB ──\n\n" + "\n\n".join(written) + "\n\n")
+        if self._job.settings.vocabulary is None:
+            export(self._job.config, self._parameters, folder / "export")
+            written = write_samples(folder / "export", reporting.prompts, reporting.sample_bytes)
+            with (folder / "samples.txt").open("a", encoding="utf-8") as file:
+                file.write(f"── {self._counters.seen / 1e6:.2f} MB ──\n\n" + "\n\n".join(written) + "\n\n")
         try:
             draw(folder)
         except ModuleNotFoundError as error:

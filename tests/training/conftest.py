@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-WORDS = "the keeper of a light counted ships at dusk and wrote their names in his book before the tide turned".split()
+SENTENCE = "the keeper of a light counted ships at dusk and wrote their names in his book before the tide turned"
+WORDS = SENTENCE.split()
 
 SETTINGS = """
 name = "tiny"

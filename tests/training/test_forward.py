@@ -48,7 +48,7 @@ def test_gradients_are_the_references(generated, sample_ids, monkeypatch) -> Non
     """Every parameter's, but for the confidence, which is 1 in the reference: autograd through loops over time, in
     fp64."""
     monkeypatch.setattr(forward_module, "confidence", lambda p, boundary: torch.ones_like(p))
-    ids = sample_ids[:72]
+    ids = sample_ids[:40]
     weights = trainable(generated.weights)
     logits = TrainableHNet(generated.config, weights).forward(ids[None]).logits[0]
     F.cross_entropy(logits[:-1], ids[1:]).backward()

@@ -20,7 +20,7 @@ from training.optimizer import clip, decays, network_of, parameter_groups, rate_
 from training.parallel_ops import equal_spans
 from training.samples import marked
 from training.settings import Chunking, Optimizer, Schedule, SettingsError, load
-from training.windows import BOS, IGNORED, Windows
+from training.windows import BOS, IGNORED, Text, Windows
 
 # ── windows ───────────────────────────────────────────────────────────────────────────────────
 
@@ -33,7 +33,7 @@ def text_file(tmp_path: Path) -> Path:
 
 
 def test_targets_are_the_bytes_after_and_never_a_bos(text_file) -> None:
-    windows, targets = Windows(text_file, 32, seed=3).batch(5, 7)
+    windows, targets = Windows(Text.of_bytes(text_file), 32, seed=3).batch(5, 7)
     assert (windows[:, 0] == BOS).all()
     kept = targets[:, :-1] != IGNORED
     assert torch.equal(windows[:, 1:][kept], targets[:, :-1][kept])
@@ -42,26 +42,26 @@ def test_targets_are_the_bytes_after_and_never_a_bos(text_file) -> None:
 
 
 def test_an_epoch_takes_every_part_once(text_file) -> None:
-    data = Windows(text_file, 32, seed=3)
+    data = Windows(Text.of_bytes(text_file), 32, seed=3)
     places = [data._place(number) for number in range(data.per_epoch)]
     assert len(set(places)) == data.per_epoch
     assert np.diff(sorted(places)).tolist() == [32] * (data.per_epoch - 1)
-    assert max(places) + 32 < data.num_bytes
+    assert max(places) + 32 < text_file.stat().st_size
     again = [data._place(number) for number in range(data.per_epoch, 2 * data.per_epoch)]
     assert again != places
 
 
 def test_a_window_depends_on_its_number_and_the_seed_alone(text_file) -> None:
-    one, two = Windows(text_file, 32, seed=3), Windows(text_file, 32, seed=3)
+    one, two = Windows(Text.of_bytes(text_file), 32, seed=3), Windows(Text.of_bytes(text_file), 32, seed=3)
     two.batch(70, 3)
     assert torch.equal(one.batch(12, 4)[0][1:3], two.batch(13, 2)[0])
-    assert not torch.equal(one.batch(12, 4)[0], Windows(text_file, 32, seed=4).batch(12, 4)[0])
+    assert not torch.equal(one.batch(12, 4)[0], Windows(Text.of_bytes(text_file), 32, seed=4).batch(12, 4)[0])
 
 
 def test_a_file_too_short_for_a_window_is_refused_by_name(tmp_path) -> None:
     (tmp_path / "short.bin").write_bytes(b"\xfeshort\xff")
-    with pytest.raises(ValueError, match=r"short\.bin: 7 bytes are too few for windows of 32"):
-        Windows(tmp_path / "short.bin", 32, seed=1)
+    with pytest.raises(ValueError, match=r"short\.bin: 7 symbols are too few for windows of 32"):
+        Windows(Text.of_bytes(tmp_path / "short.bin"), 32, seed=1)
 
 
 # ── rates, groups, clipping ───────────────────────────────────────────────────────────────────
@@ -228,13 +228,13 @@ def test_unknown_settings_missing_files_and_broken_toml_are_named(make_settings,
 
 def test_a_journal_that_goes_on_drops_what_came_after_its_state(tmp_path) -> None:
     said: list[str] = []
-    journal = Journal(tmp_path, Counters(0, 0, 0.0, {}), 10**6, said.append)
+    journal = Journal(tmp_path, Counters(0, 0, 0.0, {}), 10**6, 65_536, said.append)
     for step in range(1, 5):
         journal.step(Counters(step, step * 65_536, 0.0, {}), {"bits_per_byte": float(step), "norms": {"main1": 1.0}})
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')  # a kill while it was written
     assert [line["step"] for line in read(tmp_path)] == [1, 2, 3, 4]
-    Journal(tmp_path, Counters(2, 2 * 65_536, 0.0, {}), 10**6, said.append)
+    Journal(tmp_path, Counters(2, 2 * 65_536, 0.0, {}), 10**6, 65_536, said.append)
     assert [line["step"] for line in read(tmp_path)] == [1, 2]
     assert read(tmp_path)[0]["norms.main1"] == 1.0
     assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])["bytes_per_second"] > 0

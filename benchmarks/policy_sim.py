@@ -92,6 +92,9 @@ class Fixed:
             circulating -= lane.waiting
         return Step()
 
+    def goes_through(self, situation: Situation) -> bool:
+        return False
+
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         """Fixed means fixed."""
 

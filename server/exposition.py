@@ -135,6 +135,11 @@ class _ServerCollector(Collector):
         for name, text, count in (
             ("num_preemptions", "Times a request gave up its row for another one.", totals.preemptions_total),
             (
+                "overlapped_ticks",
+                "Ticks whose step a GPU was given before the bytes of the step before were read.",
+                totals.overlapped_ticks_total,
+            ),
+            (
                 "prefix_cache_queries_bytes",
                 "Bytes of the prompts that were looked up in the prefix cache.",
                 totals.prefix_cache_queries_bytes_total,

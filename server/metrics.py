@@ -178,6 +178,7 @@ def added(one: EngineStats, other: EngineStats) -> EngineStats:
         generation_bytes_total=one.generation_bytes_total + other.generation_bytes_total,
         chunks_total=tuple(a + b for a, b in zip_longest(one.chunks_total, other.chunks_total, fillvalue=0)),
         preemptions_total=one.preemptions_total + other.preemptions_total,
+        overlapped_ticks_total=one.overlapped_ticks_total + other.overlapped_ticks_total,
         prefix_cache_queries_bytes_total=(
             one.prefix_cache_queries_bytes_total + other.prefix_cache_queries_bytes_total
         ),

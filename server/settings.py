@@ -45,6 +45,7 @@ class ServerSettings:
     prefix_cache_memory: int | None = None  # bytes; 0 is off
     prefix_cache_interval: int | None = None  # bytes of a prompt
     enforce_eager: bool = False
+    overlap: bool | None = None
     max_graphs: int = 128
     gpu_memory_utilization: float = 0.9
     debug_checks: bool = False

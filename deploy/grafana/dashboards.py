@@ -252,6 +252,12 @@ ENGINE = Dashboard(
                 "ops",
                 ((rate("graph_replays_total", "kind, bucket, mode"), "{{kind}} {{bucket}} {{mode}}"),),
             ),
+            Panel(
+                "Overlapped ticks",
+                "Whose step the GPU was given before the bytes of the step before were read.",
+                "ops",
+                ((rate("overlapped_ticks_total"), "{{instance}}"),),
+            ),
             Panel("Graphs", "Captured when the engine started.", "none", ((gauge("graphs"), "{{instance}}"),)),
             Panel(
                 "What capturing took",

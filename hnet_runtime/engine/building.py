@@ -154,6 +154,15 @@ def _step_graphs(config: EngineConfig, device: torch.device) -> StepGraphs:
     return StepGraphs(Eager() if config.enforce_eager else CudaGraphs(device), config.max_graphs)
 
 
+def launches_ahead(config: EngineConfig, graphs: StepGraphs | None, device: torch.device) -> bool:
+    """Whether steps are launched before the ones before are read: those that are captured alone, and where nothing is
+    said of it those of a GPU."""
+    is_captured = graphs is not None and graphs.mode == "graph"
+    if config.overlap and not is_captured:
+        log.error("overlap is ignored: on %s no steps are captured that could be launched ahead", device)
+    return is_captured and (device.type == "cuda" if config.overlap is None else config.overlap)
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name, CUDA before CPU for `auto`; raises EngineError for one that is not here."""
     if name == "auto":

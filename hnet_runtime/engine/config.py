@@ -42,6 +42,8 @@ class EngineConfig:
         none; None takes HNET_WEIGHT_CACHE or the user's cache directory.
     enforce_eager: on a GPU, runs steps operation by operation instead of replaying captured graphs.
     max_graphs: most steps that are captured; fewer have rows run with more padding.
+    overlap: where steps are captured graphs, the device is given the next one before the last one's bytes are read,
+        wherever it is known what that is; None is on on CUDA.
     gpu_memory_utilization: share of a GPU's memory that weights, rows, keys and values may take together (0–1).
     debug_checks: checks after every tick, not only when idle, that no row and no page is lost.
     """
@@ -62,6 +64,7 @@ class EngineConfig:
     weight_cache: str | None = None
     enforce_eager: bool = False
     max_graphs: int = 128
+    overlap: bool | None = None
     gpu_memory_utilization: float = 0.9
     debug_checks: bool = False
 

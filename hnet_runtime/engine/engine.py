@@ -19,6 +19,7 @@ from hnet_runtime.engine.building import (
     choose_device,
     choose_dtype,
     default_threads,
+    launches_ahead,
     load_model,
     memory_for,
     open_state,
@@ -93,7 +94,9 @@ class Engine:
         scheduler = Scheduler(memory, policy or _policy(config, num_stages), num_stages, rules)
         limits = Limits(config.max_model_len)
         sampler = _sampler(model, state)
-        self._loop = EngineLoop(Runner(model, state, graphs), sampler, scheduler, limits, num_rows, config.debug_checks)
+        runner = Runner(model, state, graphs)
+        overlaps = launches_ahead(config, graphs, model.device)
+        self._loop = EngineLoop(runner, sampler, scheduler, limits, num_rows, config.debug_checks, overlaps)
         self._scheduler = scheduler
         self._counter = 0
         self._mail: dict[str, list[Output]] = {}  # of `stream` and `generate`, until they take it

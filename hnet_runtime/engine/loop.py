@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hnet_runtime.engine.flight import Flight, launch, row_sampling
 from hnet_runtime.engine.messages import ByteLogprobs, Chunk, EngineStats, Output, Request, StepRecord, Tick
 from hnet_runtime.engine.plan import ByteStep, Prefill, Span, StageStep, Work
 from hnet_runtime.engine.request import LiveRequest, RequestError, validate
@@ -38,6 +39,9 @@ class Limits:
 class EngineLoop:
     """Continuous batching: requests join and leave at any tick.
 
+    overlaps: where the next tick is known to be a byte more of the same rows, the device is given it before what this
+    one brought is read. The device itself leaves out those who turn out to be over, or may be.
+
     debug_checks: conservation is checked after every tick, and a defect raises AssertionError.
     """
 
@@ -49,10 +53,14 @@ class EngineLoop:
         limits: Limits,
         num_rows: int,
         debug_checks: bool = False,
+        overlaps: bool = False,
     ) -> None:
         self._runner, self._sampler, self._scheduler, self._limits = runner, sampler, scheduler, limits
         self._num_rows = num_rows
         self._debug_checks, self._was_busy = debug_checks, False
+        self._overlaps = overlaps
+        self._ahead: Flight | None = None  # launched in the last tick, for the next one to land
+        self._overlapped_ticks = 0
         self._park_waits: list[tuple[int, float]] = []  # since the last emit
         self._num_chunk_stages = len(runner.state.stages) - 1
         self._prompt_bytes = 0
@@ -94,7 +102,12 @@ class EngineLoop:
             self._workers.put([live.structure])
 
     def abort(self, request_id: str) -> None:
-        """Frees the request's row at once; its last Output, with reason `abort`, comes with the next tick."""
+        """Frees the request's row at once, or where it rides in a step under way, when that has landed in the next
+        tick; with that comes its last Output, with reason `abort`."""
+        for rider in self._ahead.riders if self._ahead is not None else ():
+            if rider.request_id == request_id:
+                rider.finish("abort")
+                return
         request = self._scheduler.cancel(request_id)
         if request is not None:
             request.finish("abort")
@@ -103,28 +116,37 @@ class EngineLoop:
     def tick(self) -> Tick:
         self._check_idle()
         ticked = began = time.perf_counter()
-        self._admit(began)
-        self._draw_held()
         steps: list[StepRecord] = []
         spent = {True: 0.0, False: 0.0}  # seconds, of prompts and of what decodes
-        plan = self._scheduler.plan(began)
-        for work in plan.work:
+        planned = self._plan(began)
+        for work in planned:
             steps += self._run(work)
             ended = time.perf_counter()
             spent[isinstance(work, Prefill)] += ended - began
             began = ended
-        if self._held and not plan.work:
+        if self._held and not planned:
             self._workers.wait([r.structure for r in self._held if r.structure], _IDLE_SECONDS, for_all=False)
         self._scheduler.spent(decoding=spent[False], prefilling=spent[True])
         self._commit()
         if self._debug_checks:
             self._scheduler.check()
         tick = self._emit(steps)
-        match plan.work:
-            case (ByteStep(rows) | StageStep(rows=rows),) if self._scheduler.listens:
+        match planned:
+            case (ByteStep(rows) | StageStep(rows=rows),) if self._scheduler.listens and self._ahead is None:
                 outside = time.perf_counter() - ticked - sum(step.seconds for step in steps)
                 self._scheduler.policy.observe_outside(len(rows), outside)
         return tick
+
+    def _plan(self, now: float) -> tuple[Work | Flight, ...]:
+        """What the tick is to run: the step that the last one launched ahead where it did, behind which nobody's row or
+        page is given to another before it has landed."""
+        flight, self._ahead = self._ahead, None
+        if flight is not None:
+            self._overlapped_ticks += bool(flight.riders)
+            return (flight,)
+        self._admit(now)
+        self._draw_held()
+        return self._scheduler.plan(now).work
 
     def _admit(self, now: float) -> None:
         """Rows for who waits; a prompt that is known to its end has its first byte at once."""
@@ -149,8 +171,10 @@ class EngineLoop:
         self._sample(ready, logits)
         self._commit()
 
-    def _run(self, work: Work) -> list[StepRecord]:
+    def _run(self, work: Work | Flight) -> list[StepRecord]:
         match work:
+            case Flight():
+                return self._fly(work)
             case ByteStep(rows, through):
                 requests = [self._scheduler[row] for row in rows]
                 return self._step(requests, bytes(request.output[-1] for request in requests), 0, through)
@@ -160,40 +184,62 @@ class EngineLoop:
                 return self._prefill(spans)
 
     def _step(self, requests: list[LiveRequest], data: bytes, stage: int, through: bool) -> list[StepRecord]:
+        flight = launch(self._runner, self._sampler, requests, data, stage, through=through)
+        return self._fly(flight) if through and not stage else self._land(flight, self._scheduler.listens)
+
+    def _fly(self, flight: Flight) -> list[StepRecord]:
+        """Lands a step of bytes through every stage, the next tick's launched behind it where that is known."""
+        listens = self._scheduler.listens
+        self._ahead = self._launch_behind(flight) if self._overlaps else None
+        records = self._land(flight, listens)
+        if self._ahead is not None:
+            self._ahead.board()
+        return records
+
+    def _launch_behind(self, flight: Flight) -> Flight | None:
+        requests, unread = [], []
+        for request in self._scheduler.goes_on():
+            rides = request in flight.riders
+            if not rides or request.params.max_tokens - len(request.output) > 1:  # else its last byte is on its way
+                requests.append(request)
+                unread.append(rides)
+        if not requests:
+            return None
+        self._scheduler.went_on(len(requests))
+        data = bytes(0 if rides else each.output[-1] for each, rides in zip(requests, unread, strict=True))
+        return launch(self._runner, self._sampler, requests, data, through=True, unread=unread)
+
+    def _land(self, flight: Flight, listens: bool) -> list[StepRecord]:
+        """What a step brought; listens: whether the policy is told of it."""
         scheduler = self._scheduler
-        began = time.perf_counter()
-        if self._sampler.draws_ahead:
-            self._expect(requests)
-        result = self._runner.step([request.row or 0 for request in requests], data, stage=stage, through=through)
+        requests, result = flight.land()
         now = time.perf_counter()
-        finished: list[LiveRequest] = []
+        ended: list[LiveRequest] = []  # whose byte came to its end
         for request, is_finished, opened in zip(requests, result.finished, result.chunks, strict=True):
-            self._saw_chunks(request, opened)
-            if stage:
-                waited = scheduler.unpark(request, began)
-                self._park_waits.append((stage, waited))
             if is_finished:
-                finished.append(request)
-            else:
-                scheduler.park(request, stage + 1, now)
+                ended.append(request)
+            if request.finish_reason is not None:
+                continue  # it was aborted on the way
+            self._saw_chunks(request, opened)
+            if flight.stage:
+                waited = scheduler.unpark(request, flight.began)
+                self._park_waits.append((flight.stage, waited))
+            if not is_finished:
+                scheduler.park(request, flight.stage + 1, now)
         for work in result.work:
             scheduler.ran(work.stage, work.positions)
-        if scheduler.listens:
+        if listens:
             for work in result.work:
                 scheduler.policy.observe(work.stage, work.positions, work.seconds)
             for routed in result.routed:
                 scheduler.policy.saw(routed.stage, routed.positions, routed.boundaries)
-        if finished:
-            self._sample(finished, result.logits)
-        self._expected.clear()
+        kept = [place for place, request in enumerate(ended) if request.finish_reason is None]
+        if kept:
+            logits = result.logits if len(kept) == len(ended) else result.logits[kept]
+            self._expected = flight.expected
+            self._sample([ended[place] for place in kept], logits)
+            self._expected = {}
         return result.records
-
-    def _expect(self, requests: list[LiveRequest]) -> None:
-        """Tells the sampler by what the rows of a step will draw, but of those whose mask or logits are not the step's
-        to know."""
-        known = [r for r in requests if r.structure is None and r.penalties is None]
-        self._expected = {request: _row_sampling(request) for request in known}
-        self._sampler.expect([self._expected.get(request) for request in requests])
 
     def _prefill(self, spans: Sequence[Span]) -> list[StepRecord]:
         requests = [self._scheduler[span.row] for span in spans]
@@ -276,7 +322,7 @@ class EngineLoop:
         return kept
 
     def _draw(self, requests: list[LiveRequest], logits: Tensor) -> None:
-        rows = [self._expected.get(request) or _row_sampling(request) for request in requests]
+        rows = [self._expected.get(request) or row_sampling(request) for request in requests]
         stuck = {i for i, row in enumerate(rows) if row.allowed is not None and not row.allowed.any()}
         if stuck:
             for index in stuck:
@@ -309,7 +355,7 @@ class EngineLoop:
         self._generated_bytes += max(len(request.output) - before, 0)  # an EOS is none
 
     def _commit(self) -> None:
-        """Frees what ended, so that the next tick's plan can use it."""
+        """Frees what ended, so that the next tick's plan can use it. Nobody of them rides in a step under way."""
         for request in self._scheduler.live():
             if request.finish_reason is not None:
                 if request.row is not None and request.last_logits is not None:
@@ -353,6 +399,7 @@ class EngineLoop:
             chunks_total=tuple(self._chunks),
             parked=scheduler.num_parked,
             preemptions_total=scheduler.num_preemptions,
+            overlapped_ticks_total=self._overlapped_ticks,
             prefix_cache_queries_bytes_total=scheduler.num_queried_bytes,
             prefix_cache_hits_bytes_total=scheduler.num_hit_bytes,
             prefix_cache_bytes=scheduler.cached_bytes,
@@ -373,9 +420,3 @@ def _penalised(requests: list[LiveRequest], logits: Tensor) -> Tensor:
     logits = logits.clone()
     logits[[index for index, _ in asked]] = torch.from_numpy(changed).to(logits.device)
     return logits
-
-
-def _row_sampling(request: LiveRequest) -> RowSampling:
-    """By what its next byte is drawn."""
-    uniform = request.random[len(request.output)] if request.params.temperature else 0.0
-    return RowSampling(request.params, request.mask_row, uniform, request.allowed)

@@ -17,6 +17,8 @@ from hnet_runtime.engine.snapshots import ChunkHistory, Pinned, Snapshot
 from hnet_runtime.state.prefix import PrefixTree
 from hnet_runtime.state.rows import PAGE, PagePool, RowPool, StagePages, pages_for
 
+_ENDLESS = 1 << 62  # positions, where no stage keeps pages
+
 
 class Saved(Protocol):
     """A row's own state, copied; `positions` of each stage."""
@@ -159,6 +161,8 @@ class RowMemory:
 
     def slack(self, rows: Sequence[int]) -> int:
         """Positions more that each of `rows` has pages for in every stage."""
+        if not self._pages:
+            return _ENDLESS
         return min((each.pool.slack(row, int(each.positions[row])) for each in self._pages for row in rows), default=0)
 
     def grow(self, row: int, first: int, last: int, count: int) -> int:

@@ -195,6 +195,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     generation_bytes_total: int = 0
     chunks_total: tuple[int, ...] = ()  # stage 1 first
     preemptions_total: int = 0
+    overlapped_ticks_total: int = 0  # whose step a GPU was given before the bytes of the one before were read
     prefix_cache_queries_bytes_total: int = 0  # of prompts looked up
     prefix_cache_hits_bytes_total: int = 0
     prefix_cache_bytes: int = 0  # held by snapshots, beside the pages they share with rows

@@ -86,6 +86,10 @@ class Policy(Protocol):
     def choose(self, situation: Situation) -> Decision:
         """Never a Step or Through of nobody, never the Fire of an empty lane. Somebody is live."""
 
+    def goes_through(self, situation: Situation) -> bool:
+        """Whether `choose` is going to say Through of a situation in which nobody waits. To ask changes nothing, and
+        no is always an answer: a tick in which the policy has more to do than to answer is not foreseen."""
+
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         """One run of a stage's own stacks with that many rows: of every stage that a Through reached, of stage 0 in a
         Step, of the fired stage in a Fire (whose decoders below it are not told)."""
@@ -125,9 +129,16 @@ class _Bounded(ABC):
         overdue = self._overdue(waiting) if waiting else None
         return self._decide(situation) if overdue is None else Fire(overdue.stage)
 
+    def goes_through(self, situation: Situation) -> bool:
+        return not situation.lanes or situation.live == 1 or self._foresees_through(situation.live)
+
     @abstractmethod
     def _decide(self, situation: Situation) -> Decision:
         """Of several live rows, none of them overdue."""
+
+    @abstractmethod
+    def _foresees_through(self, live: int) -> bool:
+        """Of several live rows, none of them waiting."""
 
     def _overdue(self, lanes: Sequence[Lane]) -> Lane | None:
         # One lane fires a tick: each must be early enough for the others to go first.
@@ -155,6 +166,9 @@ class Lockstep(_Unmeasured):
     def _decide(self, situation: Situation) -> Decision:
         return _at_once(situation)
 
+    def _foresees_through(self, live: int) -> bool:
+        return True
+
 
 class Aligned(_Unmeasured):
     """Fires the fullest lane when nobody can run, or when `share` of the live rows wait in it."""
@@ -168,6 +182,9 @@ class Aligned(_Unmeasured):
         if situation.runnable and fullest.waiting < self._share * situation.live:
             return Step()
         return Fire(fullest.stage) if fullest.waiting else Through()
+
+    def _foresees_through(self, live: int) -> bool:
+        return False  # who opens a chunk parks
 
 
 class Adaptive(_Bounded):
@@ -220,7 +237,7 @@ class Adaptive(_Bounded):
     def _decide(self, situation: Situation) -> Decision:
         self._tick += 1
         live = situation.live
-        if self._tick >= self._next_refresh or (self._planner is not None and live > self._planner.most_rows):
+        if self._is_to_refresh(self._tick, live):
             changed = self._refresh(live)
             self._refresh_interval = self._REFRESH if changed else min(2 * self._refresh_interval, self._LAST_REFRESH)
             self._next_refresh = self._tick + self._refresh_interval
@@ -251,6 +268,17 @@ class Adaptive(_Bounded):
                 return Fire(lane.stage)
             circulating -= lane.waiting
         return Step()
+
+    def _foresees_through(self, live: int) -> bool:
+        tick = self._tick + 1
+        if self._is_to_refresh(tick, live):
+            return False
+        if self._planner is None:
+            return True
+        return not self._probe and tick < self._next_probe and self._planner.gain(live) < self._GAIN
+
+    def _is_to_refresh(self, tick: int, live: int) -> bool:
+        return tick >= self._next_refresh or (self._planner is not None and live > self._planner.most_rows)
 
     def _threshold(self, planner: Planner, stage: int, circulating: int, situation: Situation) -> int:
         """Waiting rows at which to fire; a few more while rows are about to join. At most all who circulate."""

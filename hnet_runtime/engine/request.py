@@ -138,6 +138,10 @@ class LiveRequest:
         self.structure = None if self.params.constraint is None else Structure(self.params.constraint)
         # Where EOS is not to end it but is a stop byte, it still does.
         self._ends_at_eos = not self.params.ignore_eos or EOS in self.params.stop_token_ids
+        # [V] bytes that end it, or may: the last ones of stop strings.
+        self.endings = np.zeros(VOCAB_SIZE, dtype=np.bool_)
+        self.endings[[*self.params.stop_token_ids, *(stop[-1] for stop in self.params.stop)]] = True
+        self.endings[EOS] |= self._ends_at_eos
         self._utf8_state = utf8.state_after(request.prompt) if self.params.utf8 == "strict" else utf8.START
         self._sent = 0  # output bytes handed out
         self._logprobs: list[ByteLogprobs] = []  # of output bytes not handed out yet
@@ -173,7 +177,18 @@ class LiveRequest:
     @property
     def mask_row(self) -> int:
         """Row of utf8.mask_table for the next byte."""
-        return self._mask_row(self.params.max_tokens - len(self.output))
+        return self.mask_row_ahead(0)
+
+    @property
+    def draws_plainly(self) -> bool:
+        """Whether its next byte but one is drawn by numbers that are known now, whatever the next one is, but for the
+        state of UTF-8 that leads to: nothing else that it asks for depends on the bytes before."""
+        return self.structure is None and self.penalties is None and self._filter is None
+
+    def mask_row_ahead(self, ahead: int) -> int:
+        """Row of utf8.mask_table for the byte that comes `ahead` bytes after the next one, were UTF-8's state as it is
+        now."""
+        return self._mask_row(self.params.max_tokens - len(self.output) - ahead)
 
     def _mask_row(self, remaining: int) -> int:
         if self.params.utf8 == "raw":

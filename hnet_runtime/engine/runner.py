@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hnet_runtime.engine.graphs import StepGraphs
 from hnet_runtime.engine.messages import Chunk, GraphReplays, StepRecord
+from hnet_runtime.model.captured import CapturedHNet
 from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
 from hnet_runtime.state.arenas import ModelState
 
@@ -48,6 +49,10 @@ class PrefillResult:
     work: list[StageWork]
 
 
+Landing = Callable[[], tuple[list[bool], Stepped]]
+"""Waits for a step; see `Runner.launch`."""
+
+
 class Model(Protocol):
     """What runs rows: `hierarchy.HNet` in torch, `captured.CapturedHNet` on a GPU, or `native.NativeHNet`."""
 
@@ -70,9 +75,35 @@ class Runner:
     def state(self) -> ModelState:
         return self._state
 
-    def step(self, rows: Sequence[int], data: bytes, *, stage: int = 0, through: bool = True) -> Stepped:
-        """One position of each row at `stage`: its next byte where that is 0, else what it was parked with."""
-        result = self._model.step(self._state, rows, data, stage=stage, parks=not through)
+    def launch(
+        self,
+        rows: Sequence[int],
+        data: bytes,
+        *,
+        stage: int = 0,
+        through: bool = True,
+        unread: Sequence[bool] | None = None,
+    ) -> Landing:
+        """One position of each row at `stage`: its next byte where that is 0, else what it was parked with.
+
+        What it gives, once, is which of the rows ran and what came of those who did. Where steps are static the device
+        is busy with it until then, and may have been given one step more: one whose `unread` rows go on with the byte
+        that this one draws for them, if it draws one at which they do not pause.
+        """
+        model = self._model
+        if not isinstance(model, CapturedHNet):
+            stepped = self._stepped(rows, stage, model.step(self._state, rows, data, stage=stage, parks=not through))
+            return lambda: ([True] * len(rows), stepped)
+        flight = model.launch(self._state, rows, data, stage=stage, parks=not through, unread=unread)
+
+        def land() -> tuple[list[bool], Stepped]:
+            result = flight.land()
+            assert flight.ran is not None
+            return flight.ran.tolist(), self._stepped(flight.rows[flight.ran].tolist(), stage, result)
+
+        return land
+
+    def _stepped(self, rows: Sequence[int], stage: int, result: StepResult) -> Stepped:
         work = [each for each in result.work if each.positions]
         # Decoders below a stage that fired finish its rows' bytes: their time is a part of its step.
         surfacing = sum(each.seconds for each in result.work if not each.positions)

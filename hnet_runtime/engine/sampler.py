@@ -14,21 +14,27 @@ from torch import Tensor
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import ByteLogprobs, SamplingParams
-from hnet_runtime.model.step_draws import StepDraws
+from hnet_runtime.model.step_draws import NUMBERS, StepDraws
 from hnet_runtime.ops.native import binding
+
+_MASKS = 2 * utf8.LONGEST  # rows of utf8.mask_table for each state
 
 
 @dataclass(frozen=True)
 class RowSampling:
     """What one row brings to a draw: its parameters, a row of utf8.mask_table, and a number in [0, 1).
 
-    allowed: [V] the bytes that may come, at least one, where no row of the table says it.
+    allowed: [V] the bytes that may come, at least one, where no row of the table says it. pauses: [V] the bytes after
+    which the row is not to go on before somebody has looked at them; None where that is any. follows: the draw comes
+    after one that is not known yet: the row of the table is that of the state this leads to.
     """
 
     params: SamplingParams
     mask_row: int
     uniform: float
     allowed: NDArray[np.bool_] | None = None
+    pauses: NDArray[np.bool_] | None = None
+    follows: bool = False
 
 
 class Sampler:
@@ -115,23 +121,31 @@ class CapturedSampler(Sampler):
         super().__init__(device)
         self._draws = draws
         self._table = utf8.mask_table()
-        self._expected: list[RowSampling | None] = []
+        following = _MASKS * utf8.state_table().repeat(_MASKS, 0)
+        draws.teach(self._table, following[: len(self._table)])
+        self._expected: tuple[Sequence[RowSampling | None], ...] = ((), ())  # of the step before, and of the last
         self._places: dict[int, int] = {}  # by id of what is kept alive in `_expected`
 
     def expect(self, rows: Sequence[RowSampling | None]) -> None:
-        self._expected = list(rows)
-        self._places = {id(row): place for place, row in enumerate(rows) if row is not None}
-        numbers, masks = np.zeros((5, len(rows))), np.full(len(rows), utf8.ANY_BYTE)
+        self._expected = (self._expected[-1], list(rows))
+        self._places = {id(row): place for each in self._expected for place, row in enumerate(each) if row is not None}
+        numbers = np.zeros((len(NUMBERS), len(rows)))
+        allowed = np.ones((len(rows), VOCAB_SIZE), dtype=np.bool_)
+        pauses = allowed.copy()
         for place, row in enumerate(rows):
-            if row is not None:
-                params = row.params
-                numbers[:, place] = (params.temperature, params.top_p, params.min_p, row.uniform, params.top_k)
-                masks[place] = row.mask_row
-        allowed = self._table[masks]
-        for place, row in enumerate(rows):
-            if row is not None and row.allowed is not None:
-                allowed[place] = row.allowed
-        self._draws.fill(numbers, allowed)
+            if row is None:
+                continue
+            params = row.params
+            numbers[:5, place] = (params.temperature, params.top_p, params.min_p, row.uniform, params.top_k)
+            if row.follows:
+                numbers[5:, place] = True, row.mask_row % _MASKS
+            elif row.allowed is not None:
+                numbers[6, place], allowed[place] = utf8.ANY_BYTE, row.allowed
+            else:
+                numbers[6, place], allowed[place] = row.mask_row, self._table[row.mask_row]
+            if row.pauses is not None:
+                pauses[place] = row.pauses
+        self._draws.fill(numbers, allowed, pauses)
 
     def draw(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[int | None]:
         places = [self._places.get(id(row), -1) for row in rows]

@@ -302,17 +302,48 @@ class Scheduler:
             work += [Prefill(spans)] if spans else []
         return Plan(tuple(work))
 
-    def _step(self, runnable: list[int], num_prompts: int, now: float) -> ByteStep | StageStep:
-        is_lone = len(runnable) == 1 and not any(self._lanes)
-        self.listens = not is_lone and (self._tick < _LEARNING or self._tick % _EVERY == 0)
-        if is_lone:  # whatever the policy
-            return ByteStep(self._with_pages(runnable, 0, self._last, now))
-        lanes = []
+    def goes_on(self) -> list[LiveRequest]:
+        """Who runs one byte more, through every stage, in the tick that follows the one under way, but for those who
+        are over by then; nobody where that is not known before this one has brought anything. To ask changes nothing.
+
+        It is known where nobody could be given a row, waits for a stage or has a prompt to read, all have pages, and
+        the policy has them go through.
+        """
+        going = [request for request in self._live.values() if request.finish_reason is None]
+        if not going or self._slack <= 0 or any(self._lanes) or (self.num_waiting and self._memory.num_free_rows):
+            return []
+        if not all(request.draws_plainly and not request.is_prefilling for request in going):
+            return []
+        if len(going) > 1 and not self._policy.goes_through(self._situation(len(going))):
+            return []
+        return sorted(going, key=_row)
+
+    def went_on(self, num_rows: int) -> None:
+        """So many of those who go on have been given their next tick: it counts as one that was planned."""
+        self._tick += 1
+        self._slack -= 1
+        self.listens = self._is_to_listen(num_rows == 1)
+        if num_rows > 1:
+            self._policy.choose(self._situation(num_rows))
+
+    def _situation(self, num_runnable: int, num_prompts: int = 0, now: float = 0.0) -> Situation:
+        return Situation(num_runnable, tuple(self._open_lanes(now)), num_prompts)
+
+    def _is_to_listen(self, is_lone: bool) -> bool:
+        return not is_lone and (self._tick < _LEARNING or self._tick % _EVERY == 0)
+
+    def _open_lanes(self, now: float) -> Iterator[Lane]:
         for stage, lane in enumerate(self._lanes[1:], start=1):
             oldest = next(iter(lane.values()), None)
             ages = (0, 0.0) if oldest is None else (self._tick - 1 - oldest.parked_tick, now - oldest.parked_at)
-            lanes.append(Lane(stage, len(lane), *ages))
-        decision = self._policy.choose(Situation(len(runnable), tuple(lanes), num_prompts))
+            yield Lane(stage, len(lane), *ages)
+
+    def _step(self, runnable: list[int], num_prompts: int, now: float) -> ByteStep | StageStep:
+        is_lone = len(runnable) == 1 and not any(self._lanes)
+        self.listens = self._is_to_listen(is_lone)
+        if is_lone:  # whatever the policy
+            return ByteStep(self._with_pages(runnable, 0, self._last, now))
+        decision = self._policy.choose(self._situation(len(runnable), num_prompts, now))
         if isinstance(decision, Fire):
             stage, through = decision.stage, decision.through
             rows = self._with_pages(list(self._lanes[stage]), stage, self._last if through else stage, now)
@@ -436,6 +467,11 @@ class Scheduler:
 
 def _order(request: LiveRequest) -> tuple[int, int]:
     return request.order
+
+
+def _row(request: LiveRequest) -> int:
+    assert request.row is not None
+    return request.row
 
 
 def _num_common(one: bytes, other: bytes) -> int:

@@ -93,6 +93,20 @@ def mask_row(state: int, remaining: int, may_end: bool) -> int:
 
 
 @cache
+def state_table() -> NDArray[np.int64]:
+    """[states + 1, V] the state after each byte, START where it is not well-formed; the last state, whose only mask is
+    `ANY_BYTE`, stays. Rows of `mask_table` are 2 · LONGEST of each state in turn."""
+    import numpy as np  # here alone, as below
+
+    table = np.full((len(_EDGES) + 1, VOCAB_SIZE), START, dtype=np.int64)
+    for state in STATES:
+        for byte, following in followers(state):
+            table[state, byte] = following
+    table[-1] = len(_EDGES)
+    return table
+
+
+@cache
 def mask_table() -> NDArray[np.bool_]:
     """[rows, V] True where the byte may come.
 

@@ -18,6 +18,7 @@ _TITLES = {
     "steps": "Captured steps beside eager ones",
     "flips": "Boundaries: CPU in float32 against the device",
     "crowd": "Rows alone and in a crowd",
+    "overlap": "Steps launched ahead beside steps that are not",
     "rates": "Bytes a second",
 }
 

@@ -22,6 +22,7 @@ GROUPS = {
     "steps": "hnet_runtime.gpu_doctor.step_group:checks",
     "flips": "hnet_runtime.gpu_doctor.reading_group:flips",
     "crowd": "hnet_runtime.gpu_doctor.reading_group:crowd",
+    "overlap": "hnet_runtime.gpu_doctor.overlap_group:checks",
     "rates": "hnet_runtime.gpu_doctor.rate_group:checks",
 }
 """What each group is, in the order in which they run."""

@@ -21,7 +21,7 @@ from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.results import StageWork, StepResult, Verdicts
 from hnet_runtime.model.static_step import StaticStep
-from hnet_runtime.model.step_buffers import StepBuffers
+from hnet_runtime.model.step_buffers import Report, StepBuffers
 from hnet_runtime.model.step_draws import StepDraws
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.router import BOUNDARY_THRESHOLD
@@ -82,13 +82,29 @@ class CapturedHNet(HNet):
         self.open(state)
         return self._sessions[state].draws
 
-    @torch.no_grad()
     def step(
         self, state: ModelState, rows: Sequence[int], data: bytes, *, stage: int = 0, parks: bool = True
     ) -> StepResult:
         """One position of each row at `stage`; see hierarchy.HNet.step."""
+        return self.launch(state, rows, data, stage=stage, parks=parks).land()
+
+    @torch.no_grad()
+    def launch(
+        self,
+        state: ModelState,
+        rows: Sequence[int],
+        data: bytes,
+        *,
+        stage: int = 0,
+        parks: bool = True,
+        unread: Sequence[bool] | None = None,
+    ) -> Flight:
+        """A step that the device is given and nobody has read. Behind one from stage 0 through all others one more such
+        may be launched before it lands: its rows that are `unread` go on with the byte that this one draws for them,
+        whatever `data` says, or are left out where this one draws none or one at which they pause."""
         self.open(state)
-        return self._sessions[state].step(np.asarray(rows, dtype=np.int64), data, stage, parks)
+        chosen = None if unread is None else np.asarray(unread, dtype=np.bool_)
+        return self._sessions[state].launch(np.asarray(rows, dtype=np.int64), data, stage, parks, chosen)
 
     def static_step(self, state: ModelState, buffers: StepBuffers) -> StaticStep:
         """The step as a function of memory, over a state and buffers."""
@@ -106,6 +122,25 @@ def step_kinds(num_stages: int) -> list[tuple[int, bool]]:
     ]
 
 
+@dataclass
+class Flight:
+    """A step between its launch and its landing. ran: which of its rows ran, once it has landed."""
+
+    session: _Session
+    rows: NDArray[np.int64]
+    stage: int
+    parks: bool
+    report: Report
+    began: float
+    ran: NDArray[np.bool_] | None = None
+
+    @torch.no_grad()
+    def land(self) -> StepResult:
+        """Waits for it: what came of the rows that ran."""
+        self.ran, result = self.session.land(self)
+        return result
+
+
 class _Session:
     """Steps over one state."""
 
@@ -116,6 +151,7 @@ class _Session:
         most = state.num_rows - 1
         self._buffers = StepBuffers(state, most)
         self.draws = self._buffers.draws
+        self._landed = 0.0  # when a flight did last
         self.replays = replays
         kinds = step_kinds(self._num_stages)
         self._buckets = np.array(replays.buckets(most, len(kinds)))
@@ -124,15 +160,24 @@ class _Session:
         memory = [*(tensor for stage in state.stages for tensor in stage.tensors()), *self._buffers.tensors()]
         replays.prepare({key: _bound(step, key) for key in keys}, model.constants(), memory)
 
-    def step(self, rows: NDArray[np.int64], data: bytes, stage: int, parks: bool) -> StepResult:
+    def launch(
+        self, rows: NDArray[np.int64], data: bytes, stage: int, parks: bool, unread: NDArray[np.bool_] | None
+    ) -> Flight:
         began = time.perf_counter()
         bucket = int(self._buckets[np.searchsorted(self._buckets, len(rows))])
         parks = parks and stage < self._num_stages - 1
-        self._buffers.bring(rows, data, bucket)
+        assert unread is None or not (stage or parks), "of what a step that parks draws the device keeps nothing"
+        self._buffers.bring(rows, data, bucket, unread)
         self.replays.run(StepKey(bucket, stage, parks))
-        self._buffers.ask(bucket)
-        heard = self._buffers.hear(bucket)
+        return Flight(self, rows, stage, parks, self._buffers.ask(bucket), began)
 
+    def land(self, flight: Flight) -> tuple[NDArray[np.bool_], StepResult]:
+        """Who ran, of the rows of a flight, and what came of those who did. Flights land in the order of launching."""
+        heard = self._buffers.hear(flight.report)
+        stage, parks = flight.stage, flight.parks
+        ran = heard[-2, : len(flight.rows)] > 0 if not (stage or parks) else np.ones(len(flight.rows), dtype=np.bool_)
+        rows = flight.rows[ran]
+        p = heard[stage, : len(flight.rows)][ran] if stage < self._num_stages - 1 else None
         offsets = self._stages[0].positions[rows] - (1 if stage else 0)
         finished = np.ones(len(rows), dtype=np.bool_)
         verdicts: list[tuple[int, Verdicts]] = []
@@ -141,21 +186,25 @@ class _Session:
         for index in range(stage, self._num_stages):
             positions[index] = len(here)
             self._buffers.advanced(index, here)
-            if index == self._num_stages - 1 or not len(here):
+            if p is None or not len(here):
                 break
-            p = heard[index, : len(here)]
             boundary = p > BOUNDARY_THRESHOLD
             verdicts.append((index, Verdicts(here, offsets, p, boundary)))
             if parks:
                 finished = ~boundary
                 break
             here, offsets = here[boundary], offsets[boundary]
-        ended = np.flatnonzero(finished)
-        self._buffers.draws.drawn = dict(zip(ended.tolist(), heard[-1].astype(np.int64).tolist(), strict=False))
-        logits = self._buffers.logits[: len(ended)].clone()
+            p = heard[index + 1, : len(here)] if index + 1 < self._num_stages - 1 else None
+        ended = np.flatnonzero(ran)[finished]  # places in the batch
+        # A step that parks puts those who ended first, one that does not leaves each where it is.
+        given = np.arange(len(ended)) if parks else ended
+        self.draws.drawn = dict(zip(ended.tolist(), heard[-1, given].astype(np.int64).tolist(), strict=True))
+        logits = _rows_of(flight.report.logits, given)
         deepest = stage if parks else self._num_stages - 1
-        work = self._work(positions, deepest, time.perf_counter() - began)
-        return StepResult(finished, logits, tuple(verdicts), work)
+        now = time.perf_counter()
+        seconds = now - max(flight.began, self._landed)
+        self._landed = now
+        return ran, StepResult(finished, logits, tuple(verdicts), self._work(positions, deepest, seconds))
 
     def _work(self, positions: Sequence[int], deepest: int, seconds: float) -> tuple[StageWork, ...]:
         """The time of a step shared among its stages by their weights: reading those is what decoding does, and nothing
@@ -163,6 +212,14 @@ class _Session:
         shares = np.array(self._parameters[: deepest + 1], dtype=np.float64)
         shares *= seconds / shares.sum()
         return tuple(StageWork(index, positions[index], float(share)) for index, share in enumerate(shares))
+
+
+def _rows_of(logits: Tensor, places: NDArray[np.int64]) -> Tensor:
+    """Those rows of [B, V], without a wait for what the device has under way."""
+    count = len(places)
+    if not count or places[-1] == count - 1:  # they rise
+        return logits[:count]
+    return logits.index_select(0, torch.from_numpy(places).to(logits.device, non_blocking=True))
 
 
 def _bound(step: StaticStep, key: StepKey) -> Callable[[], None]:

@@ -71,12 +71,14 @@ class StaticStep:
 
     def run(self, bucket: int, stage: int, parks: bool) -> None:
         """Steps `buffers.rows[:bucket]` at `stage`: with `buffers.data` where that is 0, else what they wait with.
+        In a step through all stages rows that were to go on with a byte that they turned out not to have are left out,
+        padding in their place; who ran is written to `buffers.ran`.
 
         Writes p of every routed stage it reaches to `buffers.verdicts`, in the order of that stage's batch, and of the
         rows whose byte came to its end, in order, logits to `buffers.logits` and the byte to come to `buffers.drawn`.
         """
-        rows = self._buffers.rows[:bucket]
-        h = self._input(stage, rows, bucket)
+        draws = self._buffers.draws
+        rows, h = self._input(stage, parks, bucket)
         descents: list[_Descent] = []
         here, ended = rows, rows
         places: Tensor | None = None  # in this batch of those whose byte comes to its end, where not all do
@@ -110,14 +112,23 @@ class StaticStep:
             h = self._ascend(descent, h)
         logits = self._buffers.logits[:bucket]
         logits.copy_(linear(h, self._head))
-        self._buffers.drawn(bucket).copy_(self._ops.sample_step(logits, *self._buffers.draws.of(bucket, places)))
+        if stage or parks:
+            drawn = draws.draw(self._ops.sample_step, logits, places)
+        else:
+            drawn = draws.draw_and_keep(self._ops.sample_step, logits, rows)
+        self._buffers.drawn(bucket).copy_(drawn)
 
-    def _input(self, stage: int, rows: Tensor, bucket: int) -> Tensor:
+    def _input(self, stage: int, parks: bool, bucket: int) -> tuple[Tensor, Tensor]:
+        """The rows that run, and what they run."""
+        rows, data = self._buffers.rows[:bucket], self._buffers.data[:bucket]
         if not stage:
-            return self._embeddings.index_select(0, self._buffers.data[:bucket])
+            if not parks:
+                rows, data = self._buffers.draws.enter(rows, data)
+                self._buffers.ran(bucket).copy_(rows)
+            return rows, self._embeddings.index_select(0, data)
         parked = self._arenas[stage - 1].parked
         assert parked is not None
-        return parked.index_select(0, rows)
+        return rows, parked.index_select(0, rows)
 
     # ── where rows are ────────────────────────────────────────────────────────────────────────────
 

@@ -22,7 +22,7 @@ ENGINE_OPTIONS = (
     *("max_num_seqs", "max_model_len", "kv_memory", "prefill_bytes_per_tick", "weight_cache"),
     *("prefill_share", "batching", "max_park_ticks", "max_park_seconds"),
     *("prefix_cache_memory", "prefix_cache_interval", "debug_checks"),
-    *("enforce_eager", "max_graphs", "gpu_memory_utilization"),
+    *("enforce_eager", "overlap", "max_graphs", "gpu_memory_utilization"),
 )
 
 
@@ -66,6 +66,11 @@ ENGINE_OPTIONS = (
     help="Prompt bytes between two states kept for the prefix cache. [default: 64, or more for large models]",
 )
 @option("--enforce-eager", is_flag=True, help="On a GPU, run steps operation by operation, not as captured graphs.")
+@option(
+    "--overlap/--no-overlap",
+    default=None,
+    help="Give a GPU the next captured step before the last one's bytes are read. [default: on, on a GPU]",
+)
 @option("--max-graphs", type=click.IntRange(1), default=128, help="Most steps that are captured on a GPU.")
 @option(
     "--gpu-memory-utilization",
@@ -141,7 +146,7 @@ def settings_of(options: Mapping[str, Any]) -> ServerSettings:
         if isinstance(parameter, click.Argument):
             arguments.append(str(value))
         elif isinstance(parameter, click.Option) and parameter.is_flag:
-            arguments += [parameter.opts[0]] * _truth(name, value)
+            arguments += (parameter.opts if _truth(name, value) else parameter.secondary_opts)[:1]
         else:
             for each in value if isinstance(value, list | tuple) else [value]:
                 arguments.append(f"{parameter.opts[0]}={each}")

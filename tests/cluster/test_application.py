@@ -41,9 +41,11 @@ def test_wrong_settings_are_named_in_one_line(arguments: dict[str, Any], message
 
 
 def test_lists_flags_and_sizes_are_as_one_types_them() -> None:
-    _, settings = split({"api_key": ["a", "b"], "debug_checks": True, "metrics_public": "false", "kv_memory": "1M"})
+    asked = {"api_key": ["a", "b"], "debug_checks": True, "metrics_public": "false", "overlap": False}
+    _, settings = split({**asked, "kv_memory": "1M"})
     assert settings.api_key == ("a", "b")
     assert settings.debug_checks
+    assert settings.overlap is False
     assert not settings.metrics_public
     assert settings.kv_memory == 1 << 20
 

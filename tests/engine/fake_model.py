@@ -146,6 +146,9 @@ class Scripted:
         self._at += 1
         return legal[self._numbers[self._at % len(self._numbers)] % len(legal)]
 
+    def goes_through(self, situation: Situation) -> bool:
+        return False
+
     def observe(self, stage: int, rows: int, seconds: float) -> None:
         assert rows > 0
 

@@ -50,7 +50,7 @@ def test_a_row_whose_logits_are_not_finite_ends_with_an_error_and_no_other(
 ):
     driver = driver_of("b_2stage", prefill_bytes_per_tick=1000)
     calls = 0
-    step, prefill = Runner.step, Runner.prefill
+    step, prefill = HNet.step, Runner.prefill
 
     @torch.inference_mode()
     def spoil(logits: torch.Tensor) -> None:
@@ -59,9 +59,9 @@ def test_a_row_whose_logits_are_not_finite_ends_with_an_error_and_no_other(
         else:
             logits[200] = value
 
-    def spoiled_step(self, rows, data, **how):
+    def spoiled_step(self, state, rows, data, **how):
         nonlocal calls
-        result = step(self, rows, data, **how)
+        result = step(self, state, rows, data, **how)
         ended = [row for row, is_finished in zip(rows, result.finished, strict=True) if is_finished]
         if 2 in ended:
             calls += 1
@@ -75,7 +75,7 @@ def test_a_row_whose_logits_are_not_finite_ends_with_an_error_and_no_other(
             spoil(result.logits[list(rows).index(2)][-1])
         return result
 
-    monkeypatch.setattr(Runner, "step", spoiled_step)
+    monkeypatch.setattr(HNet, "step", spoiled_step)
     monkeypatch.setattr(Runner, "prefill", spoiled_prefill)
     for index, text in enumerate(TEXTS):
         driver.submit(str(index), text, **PARAMS)  # number 1 gets row 2

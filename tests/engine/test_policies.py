@@ -67,6 +67,27 @@ def test_unknown_names_and_limits_that_cannot_be_kept_are_refused():
             Limits(ticks, seconds)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("main", [FLAT, LINEAR])
+def test_what_is_foreseen_comes_and_to_ask_changes_nothing(name, main):
+    """Of two that are told the same one is asked as well."""
+    asked, other = make_policy(name, 2), make_policy(name, 2)
+    for policy in (asked, other):
+        teach(policy, (lambda rows: 0.1, main), most_rows=64)
+    rng = np.random.default_rng(1)
+    foreseen, through = 0, 0
+    for _ in range(3000):
+        tick = situation(int(rng.choice([1, 8, 8, 8, 12, 40])), 0)
+        foresees = [asked.goes_through(tick) for _ in range(3)]
+        decision = asked.choose(tick)
+        assert decision == other.choose(tick)
+        assert decision == Through() or not any(foresees)
+        foreseen, through = foreseen + any(foresees), through + (decision == Through())
+    assert through > 400  # a lone row always goes through
+    assert foreseen >= 0.8 * through
+    assert make_policy(name, 1).goes_through(situation(8))
+
+
 @st.composite
 def situations(draw, num_lanes: int) -> Situation:
     lanes = []

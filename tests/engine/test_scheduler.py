@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from hnet_runtime.engine.messages import Request, SamplingParams
 from hnet_runtime.engine.plan import ByteStep, Prefill, Span
-from hnet_runtime.engine.policies import make_policy
+from hnet_runtime.engine.policies import Decision, Situation, Through, make_policy
 from hnet_runtime.engine.request import LiveRequest, RequestError
 from hnet_runtime.engine.scheduler import PrefillRules, Scheduler
 from hnet_runtime.state.rows import PAGE, pages_for
@@ -100,6 +100,69 @@ def test_a_request_waits_for_the_pages_of_its_prompt_and_one_more_for_each_who_r
     assert (scheduler.num_live, scheduler.num_waiting, scheduler.kv_in_use) == (2, 1, 0.0)
     scheduler.cancel("b")
     assert admit(scheduler) == [2]
+
+
+class Asked(Scripted):
+    """Has everybody go through, and counts what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.chosen = 0
+
+    def choose(self, situation: Situation) -> Decision:
+        self.chosen += 1
+        return Through()
+
+    def goes_through(self, situation: Situation) -> bool:
+        return True
+
+
+def test_who_goes_on_is_asked_at_no_cost_and_counts_as_a_plan_once_it_is_under_way():
+    policy = Asked()
+    scheduler = FakeEngine(policy, 3, (), 0, rules=PrefillRules(64, share=1.0)).scheduler
+    one, two, plain = request("one"), request("two"), SamplingParams(max_tokens=5, presence_penalty=1.0)
+    admit(scheduler, one, two)
+    assert scheduler.goes_on() == []  # they read
+    run_spans(scheduler)
+    for each in (one, two):
+        each.append(97, None)
+    scheduler.plan(1.0)
+    assert policy.chosen == 1
+    for _ in range(5):
+        assert scheduler.goes_on() == [one, two]
+    assert policy.chosen == 1
+    scheduler.went_on(2)
+    assert policy.chosen == 2
+    scheduler.park(two, 1, 1.0)
+    assert scheduler.goes_on() == []
+    scheduler.unpark(two, 1.0)
+    assert scheduler.goes_on() == [one, two]
+    host_drawn = LiveRequest(Request(request_id="h", prompt=b"h", params=plain), 2, 0.0)
+    scheduler.enqueue(host_drawn)
+    assert scheduler.goes_on() == []  # it could have a row
+    scheduler.admit(1.0)
+    run_spans(scheduler)
+    assert scheduler.goes_on() == []  # the host draws for it
+    host_drawn.finish("abort")
+    assert scheduler.goes_on() == [one, two]
+    scheduler.enqueue(request("later"))
+    assert scheduler.goes_on() == [one, two]  # no row is free
+    scheduler.release(host_drawn)
+    assert scheduler.goes_on() == []
+
+
+def test_nobody_goes_on_further_than_its_pages():
+    scheduler = FakeEngine(Asked(), 2, (4,), 100 * PAGE, rules=PrefillRules(64, share=1.0)).scheduler
+    one = request("one", max_tokens=2 * PAGE)
+    admit(scheduler, one)
+    run_spans(scheduler)
+    one.append(97, None)
+    scheduler.plan(1.0)
+    went = 0
+    while scheduler.goes_on():
+        scheduler.went_on(1)
+        went += 1
+    assert 0 < went < PAGE
 
 
 def test_nobody_overtakes_the_first_who_waits():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hnet_runtime.model.step_draws import UNREAD, StepDraws
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.prefill import PrefillOps
 from tests.gpu.emulator import EmulatedGraphs
@@ -151,3 +152,16 @@ class CrowdShy(StandIn):
             return twins.add_rms_norm(h, residual, weight) * (1.0 + 0.05 * (len(h) > 4))
 
         return replace(twins, add_rms_norm=norm)
+
+
+class Unmasked(StandIn):
+    """A step that is launched ahead runs for everybody it was launched for, and not for those who go on alone."""
+
+    def captures(self) -> EmulatedGraphs:
+        StepDraws.enter = _everybody  # type: ignore[method-assign]
+        return EmulatedGraphs()
+
+
+def _everybody(self: StepDraws, rows: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    byte = torch.where(data == UNREAD, self.next_bytes.index_select(0, rows), data)
+    return rows, byte.clamp(min=0)

@@ -134,6 +134,14 @@ def test_a_row_that_depends_on_its_company_is_found(examine):
     assert "crowd: float32: a text alone and among 7 others" in failed(findings)
 
 
+def test_a_step_launched_ahead_that_leaves_nobody_out_is_found(examine):
+    right, findings, _ = examine("Unmasked", "overlap", golden="a_1stage", max_graphs=12, completion_bytes=40)
+    assert not right
+    assert failed(findings) == ["overlap: float32: rows that pause and end"]
+    assert "host disagree" in findings[-1].said
+    assert examine("StandIn", "overlap", golden="a_1stage", max_graphs=12, completion_bytes=40)[0]
+
+
 def test_a_group_that_dies_before_its_first_check_is_told(examine):
     right, findings, _ = examine("StandIn", "flips", model="nowhere-at-all")
     assert not right

@@ -93,3 +93,13 @@ def test_replays_travel_from_the_engine_to_the_metrics(golden_case, keep_threads
     while engine.has_work:
         metrics.tick(driver.tick(), 0.0)
     assert metrics.graph_replays == {("byte", 3, "graph"): 4}
+
+
+def test_overlapped_ticks_travel_from_the_engine_to_the_metrics(model_of):
+    config = EngineConfig(max_num_seqs=3, max_model_len=64, threads=1, overlap=True)
+    driver = Driver(Engine(model_of("e_iso_T2"), config=config))
+    driver.submit("0", b"\xfeabc", max_tokens=5, temperature=0.0, ignore_eos=True)
+    metrics = Metrics(Backlog())
+    while driver.engine.has_work:
+        metrics.tick(driver.tick(), 0.0)
+    assert metrics.totals.overlapped_ticks_total == 3  # four bytes are fed, of which a plan has the first

@@ -30,6 +30,7 @@ UNITS = {
     "generation_bytes": "Bytes",
     "chunks": "Chunks",
     "num_preemptions": "Times",
+    "overlapped_ticks": "Ticks",
     "prefix_cache_queries_bytes": "Bytes",
     "prefix_cache_hits_bytes": "Bytes",
     "steps": "Pieces of work",

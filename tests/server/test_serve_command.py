@@ -119,6 +119,23 @@ def test_batching_and_prefix_cache_reach_the_engine(
 
 
 @pytest.mark.parametrize(
+    ("line", "environment", "overlap"),
+    [
+        ("", {}, None),
+        ("--overlap", {}, True),
+        ("--no-overlap", {}, False),
+        ("", {"HNET_OVERLAP": "1"}, True),
+        ("", {"HNET_OVERLAP": "0"}, False),
+    ],
+)
+def test_overlap_is_on_off_or_as_the_engine_has_it(
+    started: list[tuple[ServerSettings, EngineLaunch]], line: str, environment: dict[str, str], overlap: bool | None
+) -> None:
+    assert invoke(*line.split(), **environment).exit_code == 0
+    assert started[0][1].arguments["overlap"] is overlap
+
+
+@pytest.mark.parametrize(
     ("line", "environment"),
     [
         ("--api-key one --api-key two,three --allowed-origins http://a --allowed-origins http://b", {}),

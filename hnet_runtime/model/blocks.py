@@ -152,8 +152,10 @@ class IsotropicStack:
         context: StageContext,
         note: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """h: [T, D] → [T, D], both in the model's dtype; the residual stream between is fp32, and `note` is told what it
-        is after each layer."""
+        """h: [T, D] → [T, D], both in the model's dtype.
+
+        The residual stream between is fp32; `note` is told what it is after each layer.
+        """
         residual = torch.zeros_like(h, dtype=torch.float32)
         for index, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             h, residual = block(h, residual, state, context)

@@ -1,7 +1,8 @@
 """Forms of elementwise operations for when a gradient is asked for.
 
-Knows nothing of models. The functions are those of their namesakes in this package; what differs is the order of summation, which is the
-library's, and that a backward pass reads its inputs once and is finite wherever the function is.
+Knows nothing of models. The functions are those of their namesakes in this package; what differs is the order of
+summation, which is the library's, and that a backward pass reads its inputs once and is finite wherever the function
+is.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def table(liveness: Liveness) -> str:
     """The figures as Markdown."""
     lines = [f"Bits per byte: **{liveness.bits_per_byte:.3f}**", ""]
     if liveness.stages:
-        lines += _rows(
+        lines += markdown_table(
             (
                 *("stage", "z's mean costs", "another row's z", "z a chunk late"),
                 *("bytes a chunk", "positions a chunk"),
@@ -71,14 +71,15 @@ def table(liveness: Liveness) -> str:
             ],
         )
         lines.append("")
-    lines += _rows(
+    lines += markdown_table(
         ("layer of the main network", "rms of its residual stream", "share of it that is constant"),
         [(str(index), f"{each.rms:.2f}", f"{each.constant_share:.0%}") for index, each in enumerate(liveness.main)],
     )
     return "\n".join(lines)
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     return [_row(header), _row(["---"] * len(header)), *map(_row, rows)]
 
 

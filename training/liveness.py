@@ -67,9 +67,7 @@ def measure(
 ) -> Liveness:
     """windows, targets: [R, T]; R at least 2. `micro` windows go at a time. lengths: [V] bytes of each symbol, where
     those are not bytes."""
-    parts = [slice(start, start + micro) for start in range(0, len(windows), micro)]
-    if len(parts) > 1 and len(windows) % micro == 1:  # a window alone has no other
-        parts[-2:] = [slice(parts[-2].start, len(windows))]
+    parts = _parts(len(windows), micro)
     main = _Residuals(model)
     means = [_Mean() for _ in range(model.config.num_routed_stages)]
     boundaries = [_Boundaries() for _ in means]
@@ -99,6 +97,25 @@ def measure(
                 found.bits[wrong] = bits.value()
             stages.append(found)
     return Liveness(exact.value(), stages, main.result())
+
+
+def bits_per_byte(
+    model: TrainableHNet, windows: Tensor, targets: Tensor, micro: int = 4, lengths: Tensor | None = None
+) -> float:
+    """`measure`'s first figure alone."""
+    bits = _Bits(lengths)
+    with torch.no_grad():
+        for part in _parts(len(windows), micro):
+            bits.add(model.forward(windows[part]), targets[part])
+    return bits.value()
+
+
+def _parts(count: int, micro: int) -> list[slice]:
+    """Windows that go together: never one alone, which has no other, where there are several."""
+    parts = [slice(start, start + micro) for start in range(0, count, micro)]
+    if len(parts) > 1 and count % micro == 1:
+        parts[-2:] = [slice(parts[-2].start, count)]
+    return parts
 
 
 def _openers(route: Route, opens: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -80,3 +80,9 @@ def make_settings(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def make_documents() -> Callable[[int, int], bytes]:
+    """`documents(count, seed)`."""
+    return documents

@@ -14,7 +14,7 @@ from torch import Tensor
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import ByteLogprobs, SamplingParams
-from hnet_runtime.model.step_draws import NUMBERS, StepDraws
+from hnet_runtime.model.step_draws import AS_GIVEN, AS_LEFT, NUMBERS, StepDraws
 from hnet_runtime.ops.native import binding
 
 _MASKS = 2 * utf8.LONGEST  # rows of utf8.mask_table for each state
@@ -121,8 +121,7 @@ class CapturedSampler(Sampler):
         super().__init__(device)
         self._draws = draws
         self._table = utf8.mask_table()
-        following = _MASKS * utf8.state_table().repeat(_MASKS, 0)
-        draws.teach(self._table, following[: len(self._table)])
+        draws.teach(self._table, utf8.state_table())
         self._expected: tuple[Sequence[RowSampling | None], ...] = ((), ())  # of the step before, and of the last
         self._places: dict[int, int] = {}  # by id of what is kept alive in `_expected`
 
@@ -130,19 +129,18 @@ class CapturedSampler(Sampler):
         self._expected = (self._expected[-1], list(rows))
         self._places = {id(row): place for each in self._expected for place, row in enumerate(each) if row is not None}
         numbers = np.zeros((len(NUMBERS), len(rows)))
+        numbers[-1] = AS_GIVEN
         allowed = np.ones((len(rows), VOCAB_SIZE), dtype=np.bool_)
         pauses = allowed.copy()
         for place, row in enumerate(rows):
             if row is None:
                 continue
             params = row.params
+            state, mask = divmod(row.mask_row, _MASKS)
             numbers[:5, place] = (params.temperature, params.top_p, params.min_p, row.uniform, params.top_k)
-            if row.follows:
-                numbers[5:, place] = True, row.mask_row % _MASKS
-            elif row.allowed is not None:
-                numbers[6, place], allowed[place] = utf8.ANY_BYTE, row.allowed
-            else:
-                numbers[6, place], allowed[place] = row.mask_row, self._table[row.mask_row]
+            numbers[5:, place] = (AS_LEFT if row.follows else state, mask if row.allowed is None else AS_GIVEN)
+            if row.allowed is not None:
+                allowed[place] = row.allowed
             if row.pauses is not None:
                 pauses[place] = row.pauses
         self._draws.fill(numbers, allowed, pauses)

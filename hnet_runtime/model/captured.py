@@ -99,9 +99,9 @@ class CapturedHNet(HNet):
         parks: bool = True,
         unread: Sequence[bool] | None = None,
     ) -> Flight:
-        """A step that the device is given and nobody has read. Behind one from stage 0 through all others one more such
-        may be launched before it lands: its rows that are `unread` go on with the byte that this one draws for them,
-        whatever `data` says, or are left out where this one draws none or one at which they pause."""
+        """A step that the device is given and nobody has read. One more may be launched before it lands, at stage 0:
+        its rows that are `unread` go on with the byte that this one draws for them, whatever `data` says, or are left
+        out where this one draws none or one at which they pause."""
         self.open(state)
         chosen = None if unread is None else np.asarray(unread, dtype=np.bool_)
         return self._sessions[state].launch(np.asarray(rows, dtype=np.int64), data, stage, parks, chosen)
@@ -166,7 +166,6 @@ class _Session:
         began = time.perf_counter()
         bucket = int(self._buckets[np.searchsorted(self._buckets, len(rows))])
         parks = parks and stage < self._num_stages - 1
-        assert unread is None or not (stage or parks), "of what a step that parks draws the device keeps nothing"
         self._buffers.bring(rows, data, bucket, unread)
         self.replays.run(StepKey(bucket, stage, parks))
         return Flight(self, rows, stage, parks, self._buffers.ask(bucket), began)
@@ -175,7 +174,7 @@ class _Session:
         """Who ran, of the rows of a flight, and what came of those who did. Flights land in the order of launching."""
         heard = self._buffers.hear(flight.report)
         stage, parks = flight.stage, flight.parks
-        ran = heard[-2, : len(flight.rows)] > 0 if not (stage or parks) else np.ones(len(flight.rows), dtype=np.bool_)
+        ran = heard[-2, : len(flight.rows)] > 0
         rows = flight.rows[ran]
         p = heard[stage, : len(flight.rows)][ran] if stage < self._num_stages - 1 else None
         offsets = self._stages[0].positions[rows] - (1 if stage else 0)

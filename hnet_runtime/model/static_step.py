@@ -71,14 +71,14 @@ class StaticStep:
 
     def run(self, bucket: int, stage: int, parks: bool) -> None:
         """Steps `buffers.rows[:bucket]` at `stage`: with `buffers.data` where that is 0, else what they wait with.
-        In a step through all stages rows that were to go on with a byte that they turned out not to have are left out,
-        padding in their place; who ran is written to `buffers.ran`.
+        Rows that were to go on with a byte that they turned out not to have are left out, padding in their place.
 
-        Writes p of every routed stage it reaches to `buffers.verdicts`, in the order of that stage's batch, and of the
-        rows whose byte came to its end, in order, logits to `buffers.logits` and the byte to come to `buffers.drawn`.
+        Writes who ran to `buffers.ran`, p of every routed stage it reaches to `buffers.verdicts`, in the order of that
+        stage's batch, and of the rows whose byte came to its end, in order, logits to `buffers.logits` and the byte to
+        come to `buffers.drawn`.
         """
-        draws = self._buffers.draws
-        rows, h = self._input(stage, parks, bucket)
+        rows, h = self._input(stage, bucket)
+        self._buffers.ran(bucket).copy_(rows > 0)
         descents: list[_Descent] = []
         here, ended = rows, rows
         places: Tensor | None = None  # in this batch of those whose byte comes to its end, where not all do
@@ -112,19 +112,14 @@ class StaticStep:
             h = self._ascend(descent, h)
         logits = self._buffers.logits[:bucket]
         logits.copy_(linear(h, self._head))
-        if stage or parks:
-            drawn = draws.draw(self._ops.sample_step, logits, places)
-        else:
-            drawn = draws.draw_and_keep(self._ops.sample_step, logits, rows)
+        drawn = self._buffers.draws.draw(self._ops.sample_step, logits, ended, bucket, places)
         self._buffers.drawn(bucket).copy_(drawn)
 
-    def _input(self, stage: int, parks: bool, bucket: int) -> tuple[Tensor, Tensor]:
+    def _input(self, stage: int, bucket: int) -> tuple[Tensor, Tensor]:
         """The rows that run, and what they run."""
-        rows, data = self._buffers.rows[:bucket], self._buffers.data[:bucket]
+        rows = self._buffers.rows[:bucket]
         if not stage:
-            if not parks:
-                rows, data = self._buffers.draws.enter(rows, data)
-                self._buffers.ran(bucket).copy_(rows)
+            rows, data = self._buffers.draws.enter(rows, self._buffers.data[:bucket])
             return rows, self._embeddings.index_select(0, data)
         parked = self._arenas[stage - 1].parked
         assert parked is not None

@@ -76,7 +76,7 @@ class StepBuffers:
         return self._report_rows(self._report, bucket)[stage]
 
     def ran(self, bucket: int) -> Tensor:
-        """[bucket] where a step through all stages says which of its rows ran: each by its number, or 0."""
+        """[bucket] where it is said which of a step's rows ran: 1, or 0."""
         return self._report_rows(self._report, bucket)[-2]
 
     def drawn(self, bucket: int) -> Tensor:

@@ -80,7 +80,9 @@ def step_cases(sizes: Sizes) -> Iterator[StepCase]:
     for dtype in (FP32, BF16):
         short = str(dtype).removeprefix("torch.")
         for width in sizes.norm:
-            yield StepCase("add_rms_norm", f"{width} {short}", partial(_add_rms_norm, dtype, width))
+            for begins in (False, True):
+                name = f"{width} {short}, {'at' if begins else 'after'} the beginning"
+                yield StepCase("add_rms_norm", name, partial(_add_rms_norm, dtype, width, begins))
             yield StepCase("gated_norm_step", f"{width} {short}", partial(_gated_norm, dtype, width))
             yield StepCase("swiglu", f"{width} {short}", partial(_swiglu, dtype, width))
         for rows in ROWS:
@@ -92,6 +94,7 @@ def step_cases(sizes: Sizes) -> Iterator[StepCase]:
             for width in sizes.router:
                 yield StepCase("router_step", f"{width} {beside}", partial(_router, dtype, rows, width))
                 yield StepCase("ema_step", f"{width} {beside}", partial(_ema, dtype, rows, width))
+                yield StepCase("ema_kept", f"{width} {beside}", partial(_ema_kept, dtype, rows, width))
         for heads, head_dim, turned in sizes.attention:
             shape_name = f"{heads}·{head_dim} {short}"
             rotate = partial(_rotate, dtype, heads, head_dim, turned)
@@ -102,13 +105,15 @@ def step_cases(sizes: Sizes) -> Iterator[StepCase]:
                 yield StepCase("decode_attention", name, decode)
     for bucket, share in product((1, 7, 64, 300), (0.0, 0.3, 1.0)):
         yield StepCase("compact", f"{bucket} rows, {share:.0%} chosen", partial(_compact, bucket, share))
+    for op, paged in product(("next_places", "last_places"), (False, True)):
+        yield StepCase(op, "pages" if paged else "ring", partial(_places, paged))
     for seed in range(4):
         yield StepCase("sample_step", f"draw {seed}", partial(_sample, seed))
 
 
-def _add_rms_norm(dtype: torch.dtype, width: int, device: torch.device) -> Call:
+def _add_rms_norm(dtype: torch.dtype, width: int, begins: bool, device: torch.device) -> Call:
     h, residual, weight = _on(device, noise(3, width).to(dtype), noise(3, width, seed=1), noise(width, seed=2))
-    return Call((h, residual, weight), {1: 0})
+    return Call((h, residual, weight, begins), {1: 0})
 
 
 def _gated_norm(dtype: torch.dtype, width: int, device: torch.device) -> Call:
@@ -144,12 +149,12 @@ def _ssm(
 
 
 def _router(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.device) -> Call:
-    h, memory, at, first, q, k = _on(
+    h, memory, at, positions, q, k = _on(
         device,
         *(noise(len(rows), width + 8, seed=10).to(dtype), noise(NUM_ROWS, width).to(dtype), torch.tensor(rows)),
-        *(torch.tensor([row % 3 == 0 for row in rows]), noise(width, width, seed=1), noise(width, width)),
+        *(torch.tensor([row % 3 for row in rows]), noise(width, width, seed=1), noise(width, width)),
     )
-    return Call((h[:, 3 : 3 + width], memory, at, first, q, k), {1: 1}, _real(rows))
+    return Call((h[:, 3 : 3 + width], memory, at, positions, q, k), {1: 1}, _real(rows))
 
 
 def _ema(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.device) -> Call:
@@ -159,9 +164,23 @@ def _ema(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.de
     opened = torch.tensor([index % 2 == 0 for index in range(count)])
     place = torch.tensor([count - 1 - index if opened[index] else count for index in range(count)])
     p = torch.where(opened, torch.tensor([1.0, 0.2, 0.7, 0.50001, 0.0])[:count], float("nan"))
-    return Call(
-        tuple(_on(device, z, place, p, opened, noise(NUM_ROWS, width), torch.tensor(rows))), {4: 1}, _real(rows)
-    )
+    kept = noise(NUM_ROWS, width), torch.tensor(rows), noise(count, width, seed=2)
+    return Call(tuple(_on(device, z, place, p, opened, *kept)), {4: 1}, _real(rows))
+
+
+def _ema_kept(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.device) -> Call:
+    given = _on(device, noise(NUM_ROWS, width), torch.tensor(rows), noise(len(rows), width, seed=2))
+    return Call((*given, dtype), {}, _real(rows))
+
+
+def _places(paged: bool, device: torch.device) -> Call:
+    rows = [7, 3, 0, 0]
+    pool = PagePool(NUM_ROWS, 64, 600)
+    for row in (3, 7):
+        pool.reserve(row, 600)
+    given = torch.tensor(rows), torch.tensor([0, 5, 5, 599, 5, 5, 5, 63, 5]), torch.from_numpy(pool.table)
+    at, positions, table = _on(device, *given)
+    return Call((at, positions, table if paged else None, None if paged else 70), {1: 0})
 
 
 def _rotate(dtype: torch.dtype, heads: int, head_dim: int, turned: int, device: torch.device) -> Call:

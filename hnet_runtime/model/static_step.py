@@ -21,7 +21,6 @@ from hnet_runtime.model.hierarchy import StageWeights
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_buffers import StepBuffers
 from hnet_runtime.model.step_ops import StepOps
-from hnet_runtime.ops.attention import key_slots
 from hnet_runtime.ops.linear import linear
 from hnet_runtime.ops.router import BOUNDARY_THRESHOLD
 from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState
@@ -30,11 +29,12 @@ from hnet_runtime.state.rows import RingSlots
 
 @dataclass(frozen=True)
 class _Place:
-    """Where rows are at one stage. rows, positions: [B]; slots: [B] where attention keeps this position's keys."""
+    """Where rows are at one stage. rows, positions: [B]; slots: [B] where attention keeps this position's keys. Of a
+    stage without attention nobody reads slots, nor positions on the way up."""
 
     rows: Tensor
     positions: Tensor
-    slots: Tensor | None
+    slots: Tensor
     table: Tensor | None
     capacity: int | None
 
@@ -67,6 +67,9 @@ class StaticStep:
     ) -> None:
         self._stages, self._embeddings, self._head = stages, embeddings, head
         self._arenas, self._max_positions = state.stages, state.max_positions
+        self._capacities = [
+            stage.slots.capacity if isinstance(stage.slots, RingSlots) else None for stage in state.stages
+        ]
         self._buffers, self._ops, self._override = buffers, ops, override
 
     def run(self, bucket: int, stage: int, parks: bool) -> None:
@@ -84,25 +87,22 @@ class StaticStep:
         places: Tensor | None = None  # in this batch of those whose byte comes to its end, where not all do
         for index in range(stage, len(self._stages)):
             weights, arenas = self._stages[index], self._arenas[index]
-            place = self._enter(index, here)
+            place = self._next(index, here)
             h = weights.widen(h)
             if weights.config.is_main:
                 h = self._stack(weights.main, h, arenas.stacks["main"], place)
-                self._advance(index, place)
                 break
             encoded = self._stack(weights.encoder, h, arenas.stacks["encoder"], place)
             assert arenas.router is not None
-            first = place.positions == 0
-            p = self._ops.router_step(encoded, arenas.router, here, first, weights.q_proj, weights.k_proj)
+            p = self._ops.router_step(encoded, arenas.router, here, place.positions, weights.q_proj, weights.k_proj)
             if self._override is not None:
                 p = self._override.static_p(index, here, place.positions)
-            self._advance(index, place)
             self._buffers.verdicts(index, bucket).copy_(p)
             opened = (p > BOUNDARY_THRESHOLD) & (here > 0)
             if parks:
                 self._park(index, opened, here, encoded, p)
                 places, ended, _, _ = self._ops.compact(~opened & (here > 0), here)
-                descents.append(_Descent(index, self._at_last(index, ended), encoded.index_select(0, places)))
+                descents.append(_Descent(index, self._last(index, ended), encoded.index_select(0, places)))
                 break
             opening, inner, chunk, _ = self._ops.compact(opened, here)
             descents.append(_Descent(index, place, encoded, p, opened, chunk))
@@ -127,26 +127,19 @@ class StaticStep:
 
     # ── where rows are ────────────────────────────────────────────────────────────────────────────
 
-    def _enter(self, index: int, rows: Tensor) -> _Place:
-        """The rows' next position at a stage."""
-        return self._place(index, rows, self._buffers.positions[index].index_select(0, rows))
+    def _next(self, index: int, rows: Tensor) -> _Place:
+        """The rows' next position at a stage, from now on counted."""
+        table, capacity = self._buffers.tables[index], self._capacities[index]
+        at, slots = self._ops.next_places(rows, self._buffers.positions[index], table, capacity)
+        return _Place(rows, at, slots, table, capacity)
 
-    def _at_last(self, index: int, rows: Tensor) -> _Place:
-        """The position at a stage that the rows ran last; padding stays at 0."""
-        last = self._buffers.positions[index].index_select(0, rows) - 1
-        return self._place(index, rows, last.clamp(min=0))
-
-    def _place(self, index: int, rows: Tensor, positions: Tensor) -> _Place:
-        kept = self._arenas[index].slots
-        if kept is None:
-            return _Place(rows, positions, None, None, None)
-        table, capacity = self._buffers.tables[index], kept.capacity if isinstance(kept, RingSlots) else None
-        slots = key_slots(rows, positions.unsqueeze(-1), table, capacity).squeeze(-1)
-        return _Place(rows, positions, slots, table, capacity)
-
-    def _advance(self, index: int, place: _Place) -> None:
-        """Counts a position of each row, but never of padding."""
-        self._buffers.positions[index].index_copy_(0, place.rows, place.positions + (place.rows > 0))
+    def _last(self, index: int, rows: Tensor) -> _Place:
+        """The position at a stage that the rows ran last; a stage that keeps no keys does not ask for it."""
+        table, capacity = self._buffers.tables[index], self._capacities[index]
+        if table is None and capacity is None:
+            return _Place(rows, rows, rows, None, None)
+        at, slots = self._ops.last_places(rows, self._buffers.positions[index], table, capacity)
+        return _Place(rows, at, slots, table, capacity)
 
     # ── down and up ───────────────────────────────────────────────────────────────────────────────
 
@@ -166,19 +159,18 @@ class StaticStep:
         assert arenas.parked_p is not None
         encoded, p = arenas.parked.index_select(0, rows), arenas.parked_p.index_select(0, rows)
         chunk = torch.arange(rows.shape[0], device=rows.device)
-        return _Descent(index, self._at_last(index, rows), encoded, p, rows > 0, chunk)
+        return _Descent(index, self._last(index, rows), encoded, p, rows > 0, chunk)
 
     def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
         """Chunk outputs z [B, ≥ D] back to the rows that opened them, and through the decoder: [B, d_outer]."""
         weights, arenas = self._stages[descent.stage], self._arenas[descent.stage]
         assert arenas.ema is not None
         rows = descent.place.rows
-        if descent.chunk is None or descent.p is None or descent.opened is None:
-            z_bar = arenas.ema.index_select(0, rows)
-        else:
-            z_bar = self._ops.ema_step(z, descent.chunk, descent.p, descent.opened, arenas.ema, rows)
         residual = linear(descent.encoded.float(), weights.residual_weight, weights.residual_bias)
-        h = (z_bar + residual).to(descent.encoded.dtype)
+        if descent.chunk is None or descent.p is None or descent.opened is None:
+            h = self._ops.ema_kept(arenas.ema, rows, residual, descent.encoded.dtype)
+        else:
+            h = self._ops.ema_step(z, descent.chunk, descent.p, descent.opened, arenas.ema, rows, residual)
         h = self._stack(weights.decoder, h, arenas.stacks["decoder"], descent.place)
         return h[:, : weights.config.d_outer]
 
@@ -186,13 +178,13 @@ class StaticStep:
 
     def _stack(self, stack: IsotropicStack, h: Tensor, states: Sequence[LayerState], place: _Place) -> Tensor:
         """h: [B, D] → [B, D], both in the model's dtype; the residual stream between is fp32."""
-        residual = torch.zeros_like(h, dtype=torch.float32)
-        for block, state in zip(stack.blocks, states, strict=True):
-            h = self._block(block, h, residual, state, place)
-        return self._ops.add_rms_norm(h, residual, stack.norm)
+        residual = torch.empty_like(h, dtype=torch.float32)  # which the first norm begins
+        for index, (block, state) in enumerate(zip(stack.blocks, states, strict=True)):
+            x = self._ops.add_rms_norm(h, residual, block.norm1, not index)
+            h = self._block(block, x, residual, state, place)
+        return self._ops.add_rms_norm(h, residual, stack.norm, not stack.blocks)
 
-    def _block(self, block: Block, h: Tensor, residual: Tensor, state: LayerState, place: _Place) -> Tensor:
-        x = self._ops.add_rms_norm(h, residual, block.norm1)
+    def _block(self, block: Block, x: Tensor, residual: Tensor, state: LayerState, place: _Place) -> Tensor:
         if isinstance(block.mixer, Mamba2Mixer):
             assert isinstance(state, Mamba2State)
             h = self._mamba2(block.mixer, x, state, place)
@@ -200,7 +192,7 @@ class StaticStep:
             assert isinstance(state, AttentionState)
             h = self._attention(block.mixer, x, state, place)
         if block.mlp is not None and block.norm2 is not None:
-            h = self._mlp(block.mlp, self._ops.add_rms_norm(h, residual, block.norm2))
+            h = self._mlp(block.mlp, self._ops.add_rms_norm(h, residual, block.norm2, False))
         return h
 
     def _mamba2(self, mixer: Mamba2Mixer, x: Tensor, state: Mamba2State, place: _Place) -> Tensor:
@@ -212,7 +204,6 @@ class StaticStep:
 
     def _attention(self, mixer: AttentionMixer, x: Tensor, state: AttentionState, place: _Place) -> Tensor:
         ops, config = self._ops, mixer.config
-        assert place.slots is not None
         qkv = linear(x, mixer.qkv_proj).view(-1, 3, config.num_heads, config.head_dim)
         q = ops.rotate_and_keep(qkv, place.positions, place.slots, state.k, state.v, config.rotary_dim)
         out = ops.decode_attention(

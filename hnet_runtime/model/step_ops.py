@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 _HOMES = {
     "add_rms_norm": "norm",
@@ -20,8 +20,11 @@ _HOMES = {
     "rotate_and_keep": "attention",
     "decode_attention": "attention",
     "swiglu": "swiglu",
+    "next_places": "places",
+    "last_places": "places",
     "router_step": "router",
     "ema_step": "ema",
+    "ema_kept": "ema",
     "compact": "compaction",
     "sample_step": "sampling",
 }
@@ -34,7 +37,7 @@ class StepOps:
     updates state in place."""
 
     name: str
-    add_rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, bool], Tensor]
     gated_norm_step: Callable[[Tensor, Tensor, Tensor], Tensor]
     conv_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     ssm_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -44,8 +47,11 @@ class StepOps:
         Tensor,
     ]
     swiglu: Callable[[Tensor], Tensor]
+    next_places: Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
+    last_places: Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
     router_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-    ema_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    ema_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    ema_kept: Callable[[Tensor, Tensor, Tensor, dtype], Tensor]
     compact: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
     sample_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -148,8 +148,8 @@ class CrowdShy(StandIn):
     def step_ops(self) -> StepOps:
         twins = StepOps.torch()
 
-        def norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-            return twins.add_rms_norm(h, residual, weight) * (1.0 + 0.05 * (len(h) > 4))
+        def norm(h: Tensor, *arguments: Any) -> Tensor:
+            return twins.add_rms_norm(h, *arguments) * (1.0 + 0.05 * (len(h) > 4))
 
         return replace(twins, add_rms_norm=norm)
 

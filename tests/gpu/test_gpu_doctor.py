@@ -66,7 +66,7 @@ def test_where_everything_is_right_everything_passes(examine):
     assert right
     assert {finding.group for finding in findings} == set(GROUPS)
     ops = {finding.name.partition(":")[0] for finding in findings if finding.group == "kernels"}
-    assert len(ops) == 11 + 5
+    assert len(ops) == 14 + 5
     # Of the random model five kinds in two dtypes, of the golden one three kinds and two buckets.
     assert sum(finding.group == "steps" and "rows" in finding.name for finding in findings) >= 15
     assert any(finding.figures.get("expected_bytes_per_second") for finding in findings)

@@ -90,14 +90,29 @@ def compaction_padded_by_the_last_row(chosen, rows):
     return places, torch.where(inner > 0, inner, ROWS), slot, count
 
 
-def norm_over_the_batch(h, residual, weight):
-    normed = TORCH.add_rms_norm(h, residual, weight)
+def norm_over_the_batch(h, residual, weight, begins):
+    normed = TORCH.add_rms_norm(h, residual, weight, begins)
     return normed - normed.mean(0, keepdim=True)
 
 
-def average_of_every_row(z, place, p, opened, memory, rows):
+def stream_that_goes_on(h, residual, weight, begins):
+    """Takes what its memory holds for the residual stream's beginning."""
+    return TORCH.add_rms_norm(h, residual, weight, False)
+
+
+def places_counted_by_python(rows, positions, table, capacity):
+    """A position more at each call, and none where nobody calls."""
+    at, slots = TORCH.next_places(rows, positions, table, capacity)
+    places_counted_by_python.calls += 1
+    return torch.zeros_like(at) + places_counted_by_python.calls, slots
+
+
+places_counted_by_python.calls = 0
+
+
+def average_of_every_row(z, place, p, opened, memory, rows, residual):
     """Takes in a chunk for rows that opened none."""
-    return TORCH.ema_step(z, place, p, rows >= 0, memory, rows)
+    return TORCH.ema_step(z, place, p, rows >= 0, memory, rows, residual)
 
 
 def position_of_the_capture(qkv, positions, slots, k_store, v_store, rotary_dim):
@@ -116,7 +131,9 @@ PLANTED = [
     ("compact", compaction_by_mask, "capture"),
     ("compact", compaction_padded_by_the_last_row, "padding"),
     ("add_rms_norm", norm_over_the_batch, "padding"),
+    ("add_rms_norm", stream_that_goes_on, "replay"),
     ("rotate_and_keep", position_of_the_capture, "replay"),
+    ("next_places", places_counted_by_python, "replay"),
     ("ema_step", average_of_every_row, "truth"),
 ]
 

@@ -18,13 +18,14 @@ from hnet_runtime.gpu_doctor.kernel_cases import SMALL, step_cases
 from hnet_runtime.gpu_doctor.kernel_group import STEP
 from hnet_runtime.model.captured import step_kinds
 from hnet_runtime.model.step_ops import StepOps
-from hnet_runtime.ops import attention, compaction, conv, ema, norm, router, sampling, ssm, swiglu
+from hnet_runtime.ops import attention, compaction, conv, ema, norm, places, router, sampling, ssm, swiglu
 from hnet_runtime.ops.rotary import rotary_table
 from hnet_runtime.ops.triton import attention as triton_attention
 from hnet_runtime.ops.triton import compaction as triton_compaction
 from hnet_runtime.ops.triton import conv as triton_conv
 from hnet_runtime.ops.triton import ema as triton_ema
 from hnet_runtime.ops.triton import norm as triton_norm
+from hnet_runtime.ops.triton import places as triton_places
 from hnet_runtime.ops.triton import router as triton_router
 from hnet_runtime.ops.triton import sampling as triton_sampling
 from hnet_runtime.ops.triton import ssm as triton_ssm
@@ -57,11 +58,14 @@ def arenas_agree(op: Callable[..., Tensor], twin: Callable[..., Tensor], rows: l
 
 @DTYPES
 @pytest.mark.parametrize("width", [8, 100, 1024, 1536])
-def test_add_rms_norm(dtype, width):
+@pytest.mark.parametrize("begins", [False, True])
+def test_add_rms_norm(dtype, width, begins):
     h, residual, weight = noise(3, width).to(dtype), noise(3, width, seed=1), noise(width, seed=2)
+    if begins:
+        residual.fill_(float("nan"))
     expected_residual = residual.clone()
-    expected = norm.add_rms_norm(h, expected_residual, weight)
-    close(triton_norm.add_rms_norm(h, residual, weight), expected)
+    expected = norm.add_rms_norm(h, expected_residual, weight, begins)
+    close(triton_norm.add_rms_norm(h, residual, weight, begins), expected)
     assert torch.equal(residual, expected_residual)
 
 
@@ -69,8 +73,8 @@ def test_add_rms_norm(dtype, width):
 def test_add_rms_norm_of_a_strided_view_and_of_zeros(dtype):
     h, residual, weight = noise(3, 300).to(dtype)[:, 50:150], noise(3, 100, seed=1), noise(100, seed=2)
     h[1], residual[1] = 0.0, 0.0
-    expected = norm.add_rms_norm(h, residual.clone(), weight)
-    close(triton_norm.add_rms_norm(h, residual, weight), expected)
+    expected = norm.add_rms_norm(h, residual.clone(), weight, False)
+    close(triton_norm.add_rms_norm(h, residual, weight, False), expected)
 
 
 @DTYPES
@@ -131,7 +135,7 @@ def test_swiglu(dtype, width):
 def test_router_step(dtype, rows, width):
     memory, q_weight, k_weight = noise(NUM_ROWS, width).to(dtype), noise(width, width, seed=1), noise(width, width)
     for tick in range(2):
-        first = torch.tensor([(row + tick) % 3 == 0 for row in rows])
+        positions = torch.tensor([(row + tick) % 3 for row in rows])
         h = noise(len(rows), width + 8, seed=10 + tick).to(dtype)[:, 3 : 3 + width]
         arenas_agree(
             triton_router.router_step,
@@ -140,7 +144,7 @@ def test_router_step(dtype, rows, width):
             h,
             memory,
             torch.tensor(rows),
-            first,
+            positions,
             q_weight,
             k_weight,
         )
@@ -154,7 +158,7 @@ def test_router_step_rounds_a_tie_as_the_twin_does():
     k[:, 0], k[:, 1] = torch.sin(angles), torch.cos(angles)
     q_weight = k_weight = torch.eye(2)
     rows = torch.arange(1, len(angles) + 1)
-    never = torch.zeros(len(angles), dtype=torch.bool)
+    never = torch.ones(len(angles), dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         memory = torch.cat((torch.zeros(1, 2), q)).to(dtype)
         arguments = k.to(dtype), memory, rows, never, q_weight, k_weight
@@ -167,7 +171,7 @@ def test_router_step_rounds_a_tie_as_the_twin_does():
 def test_router_step_of_a_vector_that_is_zero_or_not_finite():
     memory, h, identity = noise(4, 8), noise(3, 8, seed=1), torch.eye(8)
     memory[2], h[2, 3] = 0.0, float("nan")
-    arguments = h, memory, torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.bool), identity, identity
+    arguments = h, memory, torch.tensor([1, 2, 3]), torch.tensor([4, 1, 9]), identity, identity
     expected = router.router_step(*(each.clone() for each in arguments))
     found = triton_router.router_step(*arguments)
     close(found, expected)
@@ -185,7 +189,27 @@ def test_ema_step(dtype, rows, width):
     opened = torch.tensor([index % 2 == 0 for index in range(count)])
     place = torch.tensor([count - 1 - index if opened[index] else count for index in range(count)])
     p = torch.where(opened, torch.tensor([1.0, 0.2, 0.7, 0.50001, 0.0])[:count], float("nan"))
-    arenas_agree(triton_ema.ema_step, ema.ema_step, rows, z, place, p, opened, memory, torch.tensor(rows))
+    given = memory, torch.tensor(rows), noise(count, width, seed=2)
+    arenas_agree(triton_ema.ema_step, ema.ema_step, rows, z, place, p, opened, *given)
+    close(triton_ema.ema_kept(*given, dtype), ema.ema_kept(*given, dtype))
+
+
+@pytest.mark.parametrize("kind", ["pages", "ring", "nowhere"])
+@pytest.mark.parametrize("op", ["next_places", "last_places"])
+def test_places(op, kind):
+    pool = PagePool(NUM_ROWS, 64, 600)
+    for row in (3, 7):
+        pool.reserve(row, 600)
+    table = torch.from_numpy(pool.table) if kind == "pages" else None
+    for rows, at in (([7, 3, 0, 0], [63, 599]), ([3], [0]), ([7] + [0] * 200, [64])):
+        ours = torch.full((NUM_ROWS,), 5)
+        ours[0], ours[rows[: len(at)]] = 0, torch.tensor(at)
+        theirs = ours.clone()
+        arguments = table, 70 if kind == "ring" else None
+        found = getattr(triton_places, op)(torch.tensor(rows), ours, *arguments)
+        for one, other in zip(found, getattr(places, op)(torch.tensor(rows), theirs, *arguments), strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("bucket", [1, 2, 7, 64, 300])
@@ -347,7 +371,7 @@ def test_declared_op(op):
     pages = torch.zeros(3, 2, dtype=torch.int64)
     columns = [torch.full((2,), value, dtype=torch.float64) for value in (1.0, 0.9, 0.0, 0.5)]
     cases = {
-        "add_rms_norm": (noise(2, 8), noise(2, 8), noise(8)),
+        "add_rms_norm": (noise(2, 8), noise(2, 8), noise(8), False),
         "gated_norm_step": (noise(2, 8), noise(2, 20)[:, :8], noise(8)),
         "conv_step": (noise(2, 20)[:, :8], noise(3, 3, 8), rows, noise(4, 8), noise(8)),
         "ssm_step": (
@@ -358,8 +382,11 @@ def test_declared_op(op):
             rows,
         ),
         "swiglu": (noise(2, 8),),
-        "router_step": (noise(2, 8), noise(3, 8), rows, some, noise(8, 8), noise(8, 8)),
-        "ema_step": (noise(2, 9), rows - 1, noise(2).abs(), some, noise(3, 8), rows),
+        "router_step": (noise(2, 8), noise(3, 8), rows, rows, noise(8, 8), noise(8, 8)),
+        "next_places": (rows, torch.arange(3), pages, None),
+        "last_places": (rows, torch.arange(3), None, 5),
+        "ema_step": (noise(2, 9), rows - 1, noise(2).abs(), some, noise(3, 8), rows, noise(2, 8)),
+        "ema_kept": (noise(3, 8), rows, noise(2, 8), torch.bfloat16),
         "compact": (some, rows),
         "rotate_and_keep": (
             noise(2, 3, 1, 8),
@@ -389,7 +416,7 @@ def test_declared_op(op):
 
 def test_arguments_that_would_be_copied_are_refused():
     with pytest.raises(ValueError, match="contiguous"):
-        triton_norm.add_rms_norm(noise(2, 8), noise(2, 16)[:, ::2], noise(8))
+        triton_norm.add_rms_norm(noise(2, 8), noise(2, 16)[:, ::2], noise(8), False)
     with pytest.raises(ValueError, match="contiguous"):
         triton_swiglu.swiglu(noise(16, 2).t())
     one = torch.tensor([1])

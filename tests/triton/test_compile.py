@@ -39,6 +39,8 @@ NARROW_LOADS = {
     "attend_piece": 3,  # row, position, page
     "combine_pieces": 11,  # position, and a maximum and a sum of each piece
     "rotate_and_keep": 14,  # position, slot, frequencies, and halves of heads as small as 16 channels
+    "places": 3,  # row, position, page: a lane each
+    "ema_kept": 1,  # the row
     "compact": 1,  # flags
     "sample_step": 11,  # flags, and what each row asks for
     "smooth_spans": 20,
@@ -110,8 +112,10 @@ def test_the_kernels_of_a_step_are_those_that_the_models_need():
         "combine_pieces",
         "compact",
         "conv_step",
+        "ema_kept",
         "ema_step",
         "gated_norm_step",
+        "places",
         "rotate_and_keep",
         "sample_step",
         "ssm_step",

@@ -22,8 +22,7 @@ from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_buffers import StepBuffers
 from hnet_runtime.model.step_ops import StepOps
 from hnet_runtime.ops.linear import linear
-from hnet_runtime.ops.router import BOUNDARY_THRESHOLD
-from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState
+from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState, StageState
 from hnet_runtime.state.rows import RingSlots
 
 
@@ -41,12 +40,12 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Descent:
-    """What the way down through a stage leaves for the way up. encoded: [B, D]; p, opened: [B]; chunk: [B] where each
-    row's chunk stands in the next stage's batch, None where nobody here opened one."""
+    """What the way down through a stage leaves for the way up. wide: [B, D] what the encoder gave, in fp32; p, opened:
+    [B]; chunk: [B] where each row's chunk stands in the next stage's batch, None where nobody here opened one."""
 
     stage: int
     place: _Place
-    encoded: Tensor
+    wide: Tensor
     p: Tensor | None = None
     opened: Tensor | None = None
     chunk: Tensor | None = None
@@ -81,14 +80,12 @@ class StaticStep:
         come to `buffers.drawn`.
         """
         rows, h = self._input(stage, bucket)
-        self._buffers.ran(bucket).copy_(rows > 0)
         descents: list[_Descent] = []
         here, ended = rows, rows
         places: Tensor | None = None  # in this batch of those whose byte comes to its end, where not all do
         for index in range(stage, len(self._stages)):
             weights, arenas = self._stages[index], self._arenas[index]
             place = self._next(index, here)
-            h = weights.widen(h)
             if weights.config.is_main:
                 h = self._stack(weights.main, h, arenas.stacks["main"], place)
                 break
@@ -97,33 +94,30 @@ class StaticStep:
             p = self._ops.router_step(encoded, arenas.router, here, place.positions, weights.q_proj, weights.k_proj)
             if self._override is not None:
                 p = self._override.static_p(index, here, place.positions)
-            self._buffers.verdicts(index, bucket).copy_(p)
-            opened = (p > BOUNDARY_THRESHOLD) & (here > 0)
+            verdicts = self._buffers.verdicts(index, bucket)
             if parks:
-                self._park(index, opened, here, encoded, p)
-                places, ended, _, _ = self._ops.compact(~opened & (here > 0), here)
-                descents.append(_Descent(index, self._last(index, ended), encoded.index_select(0, places)))
+                wide, ended, places = self._ops.park_step(p, here, encoded, *_parked(arenas), verdicts)
+                descents.append(_Descent(index, self._last(index, ended), wide))
                 break
-            opening, inner, chunk, _ = self._ops.compact(opened, here)
-            descents.append(_Descent(index, place, encoded, p, opened, chunk))
-            h, here = encoded.index_select(0, opening), inner
+            pad = self._stages[index + 1].pad
+            h, inner, opened, chunk, wide = self._ops.descend_step(p, here, encoded, pad, verdicts)
+            descents.append(_Descent(index, place, wide, p, opened, chunk))
+            here = inner
         outermost = [self._surface(index, ended) for index in range(stage)]
         for descent in reversed([*outermost, *descents]):
             h = self._ascend(descent, h)
-        logits = self._buffers.logits[:bucket]
-        logits.copy_(linear(h, self._head))
-        drawn = self._buffers.draws.draw(self._ops.sample_step, logits, ended, bucket, places)
-        self._buffers.drawn(bucket).copy_(drawn)
+        logits, drawn = self._buffers.logits[:bucket], self._buffers.drawn(bucket)
+        self._buffers.draws.draw(self._ops.draw_step, linear(h, self._head), ended, places, logits, drawn)
 
     def _input(self, stage: int, bucket: int) -> tuple[Tensor, Tensor]:
         """The rows that run, and what they run."""
-        rows = self._buffers.rows[:bucket]
+        buffers = self._buffers
+        rows, ran = buffers.rows[:bucket], buffers.ran(bucket)
         if not stage:
-            rows, data = self._buffers.draws.enter(rows, self._buffers.data[:bucket])
-            return rows, self._embeddings.index_select(0, data)
-        parked = self._arenas[stage - 1].parked
-        assert parked is not None
-        return rows, parked.index_select(0, rows)
+            next_bytes = buffers.draws.next_bytes
+            return self._ops.enter_step(rows, buffers.data[:bucket], next_bytes, self._embeddings, ran)
+        parked, _ = _parked(self._arenas[stage - 1])
+        return rows, self._ops.resume_step(rows, parked, self._stages[stage].pad, ran)
 
     # ── where rows are ────────────────────────────────────────────────────────────────────────────
 
@@ -143,32 +137,18 @@ class StaticStep:
 
     # ── down and up ───────────────────────────────────────────────────────────────────────────────
 
-    def _park(self, index: int, opened: Tensor, rows: Tensor, encoded: Tensor, p: Tensor) -> None:
-        """Keeps what the rows that opened a chunk wait with; past them padding's memory takes what is written."""
-        arenas = self._arenas[index]
-        assert arenas.parked is not None
-        assert arenas.parked_p is not None
-        places, inner, _, _ = self._ops.compact(opened, rows)
-        arenas.parked.index_copy_(0, inner, encoded.index_select(0, places))
-        arenas.parked_p.index_copy_(0, inner, p.index_select(0, places))
-
     def _surface(self, index: int, rows: Tensor) -> _Descent:
         """A stage above the one a step began at, as its rows left it when they parked: each with a chunk open."""
-        arenas = self._arenas[index]
-        assert arenas.parked is not None
-        assert arenas.parked_p is not None
-        encoded, p = arenas.parked.index_select(0, rows), arenas.parked_p.index_select(0, rows)
-        chunk = torch.arange(rows.shape[0], device=rows.device)
-        return _Descent(index, self._last(index, rows), encoded, p, rows > 0, chunk)
+        return _Descent(index, self._last(index, rows), *self._ops.surface_step(rows, *_parked(self._arenas[index])))
 
     def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
         """Chunk outputs z [B, ≥ D] back to the rows that opened them, and through the decoder: [B, d_outer]."""
         weights, arenas = self._stages[descent.stage], self._arenas[descent.stage]
         assert arenas.ema is not None
         rows = descent.place.rows
-        residual = linear(descent.encoded.float(), weights.residual_weight, weights.residual_bias)
+        residual = linear(descent.wide, weights.residual_weight, weights.residual_bias)
         if descent.chunk is None or descent.p is None or descent.opened is None:
-            h = self._ops.ema_kept(arenas.ema, rows, residual, descent.encoded.dtype)
+            h = self._ops.ema_kept(arenas.ema, rows, residual, self._embeddings.dtype)
         else:
             h = self._ops.ema_step(z, descent.chunk, descent.p, descent.opened, arenas.ema, rows, residual)
         h = self._stack(weights.decoder, h, arenas.stacks["decoder"], descent.place)
@@ -221,6 +201,13 @@ class StaticStep:
 
     def _mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
         return linear(self._ops.swiglu(linear(x, mlp.fc1)), mlp.fc2)
+
+
+def _parked(arenas: StageState) -> tuple[Tensor, Tensor]:
+    """What rows wait with, and with what p."""
+    assert arenas.parked is not None
+    assert arenas.parked_p is not None
+    return arenas.parked, arenas.parked_p
 
 
 def _split(projected: Tensor, config: Mamba2Config) -> tuple[Tensor, ...]:

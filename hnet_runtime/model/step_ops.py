@@ -20,13 +20,17 @@ _HOMES = {
     "rotate_and_keep": "attention",
     "decode_attention": "attention",
     "swiglu": "swiglu",
+    "enter_step": "entry",
+    "resume_step": "entry",
+    "surface_step": "entry",
     "next_places": "places",
     "last_places": "places",
     "router_step": "router",
+    "descend_step": "boundary",
+    "park_step": "boundary",
     "ema_step": "ema",
     "ema_kept": "ema",
-    "compact": "compaction",
-    "sample_step": "sampling",
+    "draw_step": "drawing",
 }
 """The module of each operation, in both packages."""
 
@@ -47,13 +51,21 @@ class StepOps:
         Tensor,
     ]
     swiglu: Callable[[Tensor], Tensor]
+    enter_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    resume_step: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+    surface_step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
     next_places: Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
     last_places: Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
     router_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    descend_step: Callable[
+        [Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    ]
+    park_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     ema_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     ema_kept: Callable[[Tensor, Tensor, Tensor, dtype], Tensor]
-    compact: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-    sample_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    draw_step: Callable[
+        [Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None
+    ]
 
     @classmethod
     def torch(cls) -> StepOps:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,21 +17,19 @@ from hnet_runtime.gpu_doctor.kernel_cases import SMALL, step_cases
 from hnet_runtime.gpu_doctor.kernel_group import STEP
 from hnet_runtime.model.captured import step_kinds
 from hnet_runtime.model.step_ops import StepOps
-from hnet_runtime.ops import attention, compaction, conv, ema, norm, places, router, sampling, ssm, swiglu
+from hnet_runtime.ops import attention, conv, ema, norm, router, ssm, swiglu
 from hnet_runtime.ops.rotary import rotary_table
 from hnet_runtime.ops.triton import attention as triton_attention
-from hnet_runtime.ops.triton import compaction as triton_compaction
 from hnet_runtime.ops.triton import conv as triton_conv
 from hnet_runtime.ops.triton import ema as triton_ema
 from hnet_runtime.ops.triton import norm as triton_norm
-from hnet_runtime.ops.triton import places as triton_places
 from hnet_runtime.ops.triton import router as triton_router
-from hnet_runtime.ops.triton import sampling as triton_sampling
 from hnet_runtime.ops.triton import ssm as triton_ssm
 from hnet_runtime.ops.triton import swiglu as triton_swiglu
 from hnet_runtime.ops.triton.launching import OPERATIONS
 from hnet_runtime.state.rows import PAGE, PagePool, RingSlots
 from tests.gpu.steps import StepSubject, captured
+from tests.triton.boundary_cases import drawing_case
 from tests.triton.closeness import close, noise
 
 NUM_ROWS = 9
@@ -194,34 +191,6 @@ def test_ema_step(dtype, rows, width):
     close(triton_ema.ema_kept(*given, dtype), ema.ema_kept(*given, dtype))
 
 
-@pytest.mark.parametrize("kind", ["pages", "ring", "nowhere"])
-@pytest.mark.parametrize("op", ["next_places", "last_places"])
-def test_places(op, kind):
-    pool = PagePool(NUM_ROWS, 64, 600)
-    for row in (3, 7):
-        pool.reserve(row, 600)
-    table = torch.from_numpy(pool.table) if kind == "pages" else None
-    for rows, at in (([7, 3, 0, 0], [63, 599]), ([3], [0]), ([7] + [0] * 200, [64])):
-        ours = torch.full((NUM_ROWS,), 5)
-        ours[0], ours[rows[: len(at)]] = 0, torch.tensor(at)
-        theirs = ours.clone()
-        arguments = table, 70 if kind == "ring" else None
-        found = getattr(triton_places, op)(torch.tensor(rows), ours, *arguments)
-        for one, other in zip(found, getattr(places, op)(torch.tensor(rows), theirs, *arguments), strict=True):
-            assert torch.equal(one, other)
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("bucket", [1, 2, 7, 64, 300])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_compact(bucket, share):
-    generator = torch.Generator().manual_seed(bucket)
-    chosen = torch.rand(bucket, generator=generator) < share
-    rows = torch.randperm(bucket, generator=generator) + 1
-    for found, expected in zip(triton_compaction.compact(chosen, rows), compaction.compact(chosen, rows), strict=True):
-        close(found, expected)
-
-
 KEYS = [(-1, True), (70, True), (300, True), (0, False), (5, False), (63, False), (64, False), (300, False)]
 
 
@@ -323,41 +292,6 @@ def test_decode_attention_gives_a_row_its_bits_in_any_company_place_and_capacity
             close(alone, together[own], 1e-7)
 
 
-def sampling_case(seed: int, count: int, coarse: bool) -> tuple[Tensor, ...]:
-    draw = np.random.default_rng(seed)
-    logits = noise(count, 300, seed=seed)[:, 20:276] * 4
-    allowed = torch.from_numpy(draw.random((count, 256)) < draw.choice([0.02, 0.5, 1.0]))
-    allowed[:, 7] = True
-    uniform = draw.random(count)
-    uniform[:3] = 0.0, 0.5, np.nextafter(1.0, 0.0)
-    columns = [
-        draw.choice([0.0, 1e-300, 0.3, 1.0, 2.0], count),
-        draw.choice([1.0, 0.9, 0.5, 1e-9], count),
-        draw.choice([0.0, 0.0, 0.05, 1.0], count),
-        uniform,
-    ]
-    top_k = torch.from_numpy(draw.choice([0, 1, 3, 40, 256], count))
-    return logits.round() if coarse else logits, allowed, *(torch.from_numpy(each) for each in columns), top_k
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("coarse", [False, True], ids=["logits", "ties"])
-def test_sample_step(seed, coarse):
-    arguments = sampling_case(seed, 16, coarse)
-    found = triton_sampling.sample_step(*arguments)
-    close(found, sampling.sample_step(*arguments))
-    assert arguments[1].gather(1, found[:, None]).all()
-
-
-def test_sample_step_gives_no_byte_where_logits_are_not_finite():
-    arguments = sampling_case(1, 8, False)
-    logits = arguments[0].clone()
-    logits[0, 3], logits[2, 255], logits[5, 0] = float("nan"), float("inf"), float("-inf")
-    found = triton_sampling.sample_step(logits, *arguments[1:])
-    close(found, sampling.sample_step(logits, *arguments[1:]))
-    assert (found == sampling.NOT_FINITE).nonzero().flatten().tolist() == [0, 2, 5]
-
-
 @pytest.mark.parametrize("case", list(step_cases(SMALL)), ids=lambda case: f"{case.op} {case.name}")
 def test_case_of_the_checks_on_a_gpu(case):
     """What `hnet doctor --gpu` looks at, in small: found right here, a kernel that is not has itself to blame there."""
@@ -369,7 +303,6 @@ def test_declared_op(op):
     """What torch is told of an op (what it changes, what it gives) is so: checked by torch's own opcheck."""
     rows, some = torch.tensor([1, 2]), torch.tensor([True, False])
     pages = torch.zeros(3, 2, dtype=torch.int64)
-    columns = [torch.full((2,), value, dtype=torch.float64) for value in (1.0, 0.9, 0.0, 0.5)]
     cases = {
         "add_rms_norm": (noise(2, 8), noise(2, 8), noise(8), False),
         "gated_norm_step": (noise(2, 8), noise(2, 20)[:, :8], noise(8)),
@@ -387,7 +320,11 @@ def test_declared_op(op):
         "last_places": (rows, torch.arange(3), None, 5),
         "ema_step": (noise(2, 9), rows - 1, noise(2).abs(), some, noise(3, 8), rows, noise(2, 8)),
         "ema_kept": (noise(3, 8), rows, noise(2, 8), torch.bfloat16),
-        "compact": (some, rows),
+        "enter_step": (rows, rows, torch.arange(3), noise(256, 8), noise(2)),
+        "resume_step": (rows, noise(3, 8), noise(2), noise(2)),
+        "surface_step": (rows, noise(3, 8), noise(3)),
+        "descend_step": (noise(2), rows, noise(2, 8), noise(2), noise(2)),
+        "park_step": (noise(2), rows, noise(2, 8), noise(3, 8), noise(3), noise(2)),
         "rotate_and_keep": (
             noise(2, 3, 1, 8),
             rows,
@@ -407,7 +344,7 @@ def test_declared_op(op):
             None,
             100,
         ),
-        "sample_step": (noise(2, 256), torch.ones(2, 256) > 0, *columns, rows),
+        "draw_step": drawing_case(1, 3, False, torch.float32, True),
     }
     if op not in cases:
         pytest.skip("an op of prefill, which its own tests check")

@@ -6,24 +6,26 @@ shapes them, and what they would launch is listed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE, AttentionConfig, Mamba2Config, ModelConfig, StageConfig, official_names
+from hnet_runtime.ops.drawing import NUMBERS
 from hnet_runtime.ops.triton.attention import decode_attention, rotate_and_keep
-from hnet_runtime.ops.triton.compaction import compact
+from hnet_runtime.ops.triton.boundary import descend_step, park_step
 from hnet_runtime.ops.triton.conv import conv_step
+from hnet_runtime.ops.triton.drawing import draw_step
 from hnet_runtime.ops.triton.ema import ema_kept, ema_step
+from hnet_runtime.ops.triton.entry import enter_step, resume_step, surface_step
 from hnet_runtime.ops.triton.launching import Launch, recording
 from hnet_runtime.ops.triton.norm import add_rms_norm, gated_norm_step
 from hnet_runtime.ops.triton.places import last_places, next_places
 from hnet_runtime.ops.triton.router import router_step
-from hnet_runtime.ops.triton.sampling import sample_step
 from hnet_runtime.ops.triton.ssm import ssm_step
 from hnet_runtime.ops.triton.swiglu import swiglu
 
@@ -42,9 +44,8 @@ def step_launches(config: ModelConfig, dtype: torch.dtype) -> list[Launch]:
     with recording() as launches:
         for stage in config.stages:
             _run(stage, dtype)
-        each = _empty(ROWS, dtype=torch.float64)
-        every_byte = _empty(ROWS, VOCAB_SIZE, dtype=torch.bool)
-        sample_step(_empty(ROWS, VOCAB_SIZE), every_byte, each, each, each, each, _index())
+        _between(config.stages, dtype)
+        _draw(dtype)
     return list(distinct(launches))
 
 
@@ -94,11 +95,33 @@ def _run(stage: StageConfig, dtype: torch.dtype) -> None:
         square = _empty(stage.d_model, stage.d_model)
         flags = _empty(ROWS, dtype=torch.bool)
         router_step(h, _empty(ROWS, stage.d_model, dtype=dtype), _index(), _index(), square, square)
-        compact(flags, _index())
         # A chunk's output is a view of the first channels of the next stage's.
         z = _empty(ROWS, 2 * stage.d_model, dtype=dtype)[:, : stage.d_model]
         ema_step(z, _index(), _empty(ROWS), flags, stream, _index(), stream)
         ema_kept(stream, _index(), stream, dtype)
+
+
+def _between(stages: Sequence[StageConfig], dtype: torch.dtype) -> None:
+    """What leads from bytes to a stage, and from one to the next."""
+    said, index = _empty(ROWS), _index()
+    enter_step(index, index, index, _empty(VOCAB_SIZE, stages[0].d_model, dtype=dtype), said)
+    for stage, inner in pairwise(stages):
+        h, pad = _empty(ROWS, stage.d_model, dtype=dtype), None
+        if inner.pad_width:
+            pad = _empty(inner.pad_width, dtype=dtype)
+        descend_step(said, index, h, pad, said)
+        park_step(said, index, h, h, said, said)
+        resume_step(index, h, pad, said)
+        surface_step(index, h, said)
+
+
+def _draw(dtype: torch.dtype) -> None:
+    logits, index = _empty(ROWS, VOCAB_SIZE), _index()
+    numbers = _empty(len(NUMBERS), ROWS, dtype=torch.float64)
+    given, masks = (_empty(ROWS, *shape, dtype=torch.bool) for shape in ((2, VOCAB_SIZE), (VOCAB_SIZE,)))
+    for places in (index, None):
+        projected = _empty(ROWS, VOCAB_SIZE, dtype=dtype)
+        draw_step(projected, index, places, numbers, given, masks, index, index, index, logits, _empty(ROWS))
 
 
 def _places(stage: StageConfig) -> None:

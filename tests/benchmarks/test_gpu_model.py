@@ -223,6 +223,18 @@ def test_a_tape_lists_the_layers_of_a_step(tape):
     assert found.others == 0  # what moves numbers around boundaries is in kernels of ours
 
 
+@pytest.mark.parametrize("parks", [True, False])
+@pytest.mark.parametrize("name", ["hnet_1stage_L", "hnet_2stage_XL"])
+def test_the_page_in_docs_says_what_a_step_launches_now(tape, name, parks):
+    found = tape(ModelConfig.official(name), StepKey(2, 0, parks))
+    kind = "opening rows wait" if parks else "on"
+    numbers = f"{found.launches} | {sum(found.ours.values())} | {found.products} | {found.others}"
+    said = PAGE.read_text(encoding="utf-8")
+    line = re.search(rf"^\| {name} \| stage 0.* {kind} \| (.*) \|$", said, re.MULTILINE)
+    assert line is not None
+    assert line[1] == numbers, "run hnet bench gpu-model --report docs/gpu-model.md"
+
+
 @pytest.mark.parametrize("name", official_names())
 def test_launches_do_not_depend_on_rows_but_on_the_kind_of_step(tape, name):
     config = ModelConfig.official(name)

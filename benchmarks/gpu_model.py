@@ -188,7 +188,7 @@ What is taken:
 
 State and KV in the first table are a row's, expected, in a step through all stages; *main KV* is a row's in a step of
 the main network alone. *Triton* in the second are our kernels; *products* are torch's, one launch each (a split one
-takes two); *others* are torch's gathers, scatters, comparisons and casts around boundaries and page tables.
+takes two); *others* are what else torch launches.
 """
     lines = [said, *markdown(traffic_table(sheets)), *markdown(launches_table(sheets))]
     for sheet in sheets:

@@ -14,7 +14,8 @@ from torch import Tensor
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.engine import utf8
 from hnet_runtime.engine.messages import ByteLogprobs, SamplingParams
-from hnet_runtime.model.step_draws import AS_GIVEN, AS_LEFT, NUMBERS, StepDraws
+from hnet_runtime.model.step_draws import StepDraws
+from hnet_runtime.ops.drawing import AS_GIVEN, AS_LEFT, NUMBERS
 from hnet_runtime.ops.native import binding
 
 _MASKS = 2 * utf8.LONGEST  # rows of utf8.mask_table for each state

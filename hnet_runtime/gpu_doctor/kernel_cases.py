@@ -54,6 +54,8 @@ class StepCase:
 
 
 def _outputs(result: Any) -> Sequence[Tensor]:
+    if result is None:
+        return ()
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -67,11 +69,18 @@ class Sizes:
     router: tuple[int, ...]
     attention: tuple[tuple[int, int, int], ...]  # heads, head dim, rotary channels
     length: int
+    buckets: tuple[int, ...]
 
 
-SMALL = Sizes((100,), (20,), ((2, 24, 16),), (100,), ((2, 16, 8),), 130)
+SMALL = Sizes((100,), (20,), ((2, 24, 16),), (100,), ((2, 16, 8),), 130, (1, 7))
 OFFICIAL = Sizes(
-    (1024, 1536), (2304, 3328), ((32, 64, 128), (3, 64, 100)), (1024, 1000), ((16, 64, 32), (3, 96, 0)), 600
+    (1024, 1536),
+    (2304, 3328),
+    ((32, 64, 128), (3, 64, 100)),
+    (1024, 1000),
+    ((16, 64, 32), (3, 96, 0)),
+    600,
+    (1, 7, 64, 300),
 )
 
 
@@ -80,7 +89,9 @@ def step_cases(sizes: Sizes) -> Iterator[StepCase]:
     for dtype in (FP32, BF16):
         short = str(dtype).removeprefix("torch.")
         for width in sizes.norm:
-            yield StepCase("add_rms_norm", f"{width} {short}", partial(_add_rms_norm, dtype, width))
+            for begins in (False, True):
+                name = f"{width} {short}, {'at' if begins else 'after'} the beginning"
+                yield StepCase("add_rms_norm", name, partial(_add_rms_norm, dtype, width, begins))
             yield StepCase("gated_norm_step", f"{width} {short}", partial(_gated_norm, dtype, width))
             yield StepCase("swiglu", f"{width} {short}", partial(_swiglu, dtype, width))
         for rows in ROWS:
@@ -92,6 +103,7 @@ def step_cases(sizes: Sizes) -> Iterator[StepCase]:
             for width in sizes.router:
                 yield StepCase("router_step", f"{width} {beside}", partial(_router, dtype, rows, width))
                 yield StepCase("ema_step", f"{width} {beside}", partial(_ema, dtype, rows, width))
+                yield StepCase("ema_kept", f"{width} {beside}", partial(_ema_kept, dtype, rows, width))
         for heads, head_dim, turned in sizes.attention:
             shape_name = f"{heads}·{head_dim} {short}"
             rotate = partial(_rotate, dtype, heads, head_dim, turned)
@@ -100,15 +112,22 @@ def step_cases(sizes: Sizes) -> Iterator[StepCase]:
                 name = f"{shape_name}, {'pages' if paged else 'ring'}, window {window}"
                 decode = partial(_decode, dtype, heads, head_dim, window, paged, sizes.length)
                 yield StepCase("decode_attention", name, decode)
-    for bucket, share in product((1, 7, 64, 300), (0.0, 0.3, 1.0)):
-        yield StepCase("compact", f"{bucket} rows, {share:.0%} chosen", partial(_compact, bucket, share))
-    for seed in range(4):
-        yield StepCase("sample_step", f"draw {seed}", partial(_sample, seed))
+        yield StepCase("enter_step", short, partial(_enter, dtype))
+        yield StepCase("resume_step", short, partial(_resume, dtype))
+        yield StepCase("surface_step", short, partial(_surface, dtype))
+        for bucket, share in product(sizes.buckets, (0.0, 0.3, 1.0)):
+            name = f"{bucket} rows, {share:.0%} open, {short}"
+            yield StepCase("descend_step", name, partial(_descend, dtype, bucket, share))
+            yield StepCase("park_step", name, partial(_park, dtype, bucket, share))
+    for op, paged in product(("next_places", "last_places"), (False, True)):
+        yield StepCase(op, "pages" if paged else "ring", partial(_places, paged))
+    for seed, dtype in product(range(4), (FP32, BF16)):
+        yield StepCase("draw_step", f"draw {seed}, {dtype}".replace("torch.", ""), partial(_draw, seed, dtype))
 
 
-def _add_rms_norm(dtype: torch.dtype, width: int, device: torch.device) -> Call:
+def _add_rms_norm(dtype: torch.dtype, width: int, begins: bool, device: torch.device) -> Call:
     h, residual, weight = _on(device, noise(3, width).to(dtype), noise(3, width, seed=1), noise(width, seed=2))
-    return Call((h, residual, weight), {1: 0})
+    return Call((h, residual, weight, begins), {1: 0})
 
 
 def _gated_norm(dtype: torch.dtype, width: int, device: torch.device) -> Call:
@@ -144,12 +163,12 @@ def _ssm(
 
 
 def _router(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.device) -> Call:
-    h, memory, at, first, q, k = _on(
+    h, memory, at, positions, q, k = _on(
         device,
         *(noise(len(rows), width + 8, seed=10).to(dtype), noise(NUM_ROWS, width).to(dtype), torch.tensor(rows)),
-        *(torch.tensor([row % 3 == 0 for row in rows]), noise(width, width, seed=1), noise(width, width)),
+        *(torch.tensor([row % 3 for row in rows]), noise(width, width, seed=1), noise(width, width)),
     )
-    return Call((h[:, 3 : 3 + width], memory, at, first, q, k), {1: 1}, _real(rows))
+    return Call((h[:, 3 : 3 + width], memory, at, positions, q, k), {1: 1}, _real(rows))
 
 
 def _ema(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.device) -> Call:
@@ -159,9 +178,23 @@ def _ema(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.de
     opened = torch.tensor([index % 2 == 0 for index in range(count)])
     place = torch.tensor([count - 1 - index if opened[index] else count for index in range(count)])
     p = torch.where(opened, torch.tensor([1.0, 0.2, 0.7, 0.50001, 0.0])[:count], float("nan"))
-    return Call(
-        tuple(_on(device, z, place, p, opened, noise(NUM_ROWS, width), torch.tensor(rows))), {4: 1}, _real(rows)
-    )
+    kept = noise(NUM_ROWS, width), torch.tensor(rows), noise(count, width, seed=2)
+    return Call(tuple(_on(device, z, place, p, opened, *kept)), {4: 1}, _real(rows))
+
+
+def _ema_kept(dtype: torch.dtype, rows: tuple[int, ...], width: int, device: torch.device) -> Call:
+    given = _on(device, noise(NUM_ROWS, width), torch.tensor(rows), noise(len(rows), width, seed=2))
+    return Call((*given, dtype), {}, _real(rows))
+
+
+def _places(paged: bool, device: torch.device) -> Call:
+    rows = [7, 3, 0, 0]
+    pool = PagePool(NUM_ROWS, 64, 600)
+    for row in (3, 7):
+        pool.reserve(row, 600)
+    given = torch.tensor(rows), torch.tensor([0, 5, 5, 599, 5, 5, 5, 63, 5]), torch.from_numpy(pool.table)
+    at, positions, table = _on(device, *given)
+    return Call((at, positions, table if paged else None, None if paged else 70), {1: 0})
 
 
 def _rotate(dtype: torch.dtype, heads: int, head_dim: int, turned: int, device: torch.device) -> Call:
@@ -191,26 +224,70 @@ def _decode(
     return Call((q, k, v, at, when, table, window, capacity, length), {}, _real(rows))
 
 
-def _compact(bucket: int, share: float, device: torch.device) -> Call:
-    chosen = torch.rand(bucket, generator=torch.Generator().manual_seed(bucket)) < share
-    return Call(tuple(_on(device, chosen, torch.arange(1, bucket + 1).flip(0))))
+def _enter(dtype: torch.dtype, device: torch.device) -> Call:
+    rows, data = torch.tensor([5, 1, 2, 7, 0, 0]), torch.tensor([65, -1, -1, 0, 0, 0])
+    next_bytes = torch.tensor([-1, 200, -1, 9, 9, -1, -1, 30])
+    return Call(_on(device, rows, data, next_bytes, noise(256, 300).to(dtype), noise(6)), {2: 1, 4: 0})
 
 
-def _sample(seed: int, device: torch.device) -> Call:
+def _resume(dtype: torch.dtype, device: torch.device) -> Call:
+    given = torch.tensor([5, 1, 0]), noise(NUM_ROWS, 300).to(dtype), noise(20).to(dtype), noise(3)
+    return Call(_on(device, *given), {3: 0})
+
+
+def _surface(dtype: torch.dtype, device: torch.device) -> Call:
+    return Call(_on(device, torch.tensor([5, 1, 0]), noise(NUM_ROWS, 300).to(dtype), noise(NUM_ROWS)))
+
+
+def _descend(dtype: torch.dtype, bucket: int, share: float, device: torch.device) -> Call:
+    return Call(_on(device, *_verdicts(dtype, bucket, share), noise(20).to(dtype), noise(bucket)), {4: 0})
+
+
+def _park(dtype: torch.dtype, bucket: int, share: float, device: torch.device) -> Call:
+    parked = noise(bucket + 1, 100).to(dtype), noise(bucket + 1), noise(bucket)
+    return Call(_on(device, *_verdicts(dtype, bucket, share), *parked), {3: 1, 4: 1, 5: 0})
+
+
+def _verdicts(dtype: torch.dtype, bucket: int, share: float) -> tuple[Tensor, ...]:
+    """p, rows of which the last is padding where there are several, and what was encoded."""
+    opens = torch.rand(bucket, generator=torch.Generator().manual_seed(bucket)) < share
+    rows = torch.arange(1, bucket + 1).flip(0)
+    rows[1:][-1:] = 0
+    return torch.where(opens, 0.75, 0.25), rows, noise(bucket, 100, seed=1).to(dtype)
+
+
+def _draw(seed: int, dtype: torch.dtype, device: torch.device) -> Call:
     draw = torch.Generator().manual_seed(seed)
     count = 32
     logits = noise(count, 300, seed=seed)[:, 20:276] * 4
     logits[0, 3] = float("nan")  # no byte comes of it
-    allowed = torch.rand(count, 256, generator=draw) < (0.02, 0.5, 1.0)[seed % 3]
-    allowed[:, 7] = True
 
     def among(*values: float) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)[torch.randint(len(values), (count,), generator=draw)]
 
-    uniform = torch.rand(count, generator=draw, dtype=torch.float64)
-    numbers = among(0.0, 0.3, 1.0, 2.0), among(1.0, 0.9, 0.5), among(0.0, 0.0, 0.05), uniform
-    where = [each.to(device) for each in (logits.round() if seed % 2 else logits, allowed, *numbers)]
-    return Call((*where, among(0, 1, 3, 40, 256).long().to(device)))
+    def some(*shape: int) -> Tensor:
+        found = torch.rand(shape, generator=draw) < (0.02, 0.5, 1.0)[seed % 3]
+        found[..., 7] = True
+        return found
+
+    columns = among(0.0, 0.3, 1.0, 2.0), among(1.0, 0.9, 0.5), among(0.0, 0.0, 0.05), among(0.1, 0.3, 0.6, 0.8)
+    numbers = torch.stack((*columns, among(0, 1, 3, 40, 256), among(-1, 0, 8), among(-1, 0, 7)))
+    places = torch.randperm(count, generator=draw) if seed % 2 else None
+    rows, following = torch.arange(1, count + 1).flip(0), torch.randint(9, (9 * 256,), generator=draw)
+    projected, at, told, given, masks, after = _on(
+        device,
+        (logits.round() if seed > 1 else logits).to(dtype),
+        rows,
+        numbers,
+        some(count, 2, 256),
+        some(72, 256),
+        following,
+    )
+    written = _on(
+        device, torch.arange(count + 1) % 9, torch.zeros(count + 1).long(), torch.zeros(count, 256), torch.zeros(count)
+    )
+    where = None if places is None else places.to(device)
+    return Call((projected, at, where, told, given, masks, after, *written), {7: 1, 8: 1, 9: 0, 10: 0})
 
 
 def _real(rows: Sequence[int]) -> list[int]:

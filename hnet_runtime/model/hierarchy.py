@@ -19,6 +19,7 @@ from hnet_runtime.config import VOCAB_SIZE, ModelConfig, StageConfig
 from hnet_runtime.model.blocks import IsotropicStack, StageContext
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.results import Result, StageWork, StepResult, Verdicts
+from hnet_runtime.ops.boundary import widened
 from hnet_runtime.ops.linear import linear
 from hnet_runtime.ops.prefill import PrefillOps
 from hnet_runtime.ops.rotary import rotary_table
@@ -88,7 +89,7 @@ class StageWeights:
 
     def widen(self, h: Tensor) -> Tensor:
         """[T, d_outer] → [T, D]."""
-        return h if self.pad is None else torch.cat((h, self.pad.expand(h.shape[0], -1)), -1)
+        return widened(h, self.pad)
 
     def context(self, ops: PrefillOps, spans: Spans, state: StageState) -> StageContext:
         attention, slots = self.config.attention, state.slots

@@ -21,32 +21,31 @@ from hnet_runtime.model.hierarchy import StageWeights
 from hnet_runtime.model.override import RouterOverride
 from hnet_runtime.model.step_buffers import StepBuffers
 from hnet_runtime.model.step_ops import StepOps
-from hnet_runtime.ops.attention import key_slots
 from hnet_runtime.ops.linear import linear
-from hnet_runtime.ops.router import BOUNDARY_THRESHOLD
-from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState
+from hnet_runtime.state.arenas import AttentionState, LayerState, Mamba2State, ModelState, StageState
 from hnet_runtime.state.rows import RingSlots
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where rows are at one stage. rows, positions: [B]; slots: [B] where attention keeps this position's keys."""
+    """Where rows are at one stage. rows, positions: [B]; slots: [B] where attention keeps this position's keys. Of a
+    stage without attention nobody reads slots, nor positions on the way up."""
 
     rows: Tensor
     positions: Tensor
-    slots: Tensor | None
+    slots: Tensor
     table: Tensor | None
     capacity: int | None
 
 
 @dataclass(frozen=True)
 class _Descent:
-    """What the way down through a stage leaves for the way up. encoded: [B, D]; p, opened: [B]; chunk: [B] where each
-    row's chunk stands in the next stage's batch, None where nobody here opened one."""
+    """What the way down through a stage leaves for the way up. wide: [B, D] what the encoder gave, in fp32; p, opened:
+    [B]; chunk: [B] where each row's chunk stands in the next stage's batch, None where nobody here opened one."""
 
     stage: int
     place: _Place
-    encoded: Tensor
+    wide: Tensor
     p: Tensor | None = None
     opened: Tensor | None = None
     chunk: Tensor | None = None
@@ -67,6 +66,9 @@ class StaticStep:
     ) -> None:
         self._stages, self._embeddings, self._head = stages, embeddings, head
         self._arenas, self._max_positions = state.stages, state.max_positions
+        self._capacities = [
+            stage.slots.capacity if isinstance(stage.slots, RingSlots) else None for stage in state.stages
+        ]
         self._buffers, self._ops, self._override = buffers, ops, override
 
     def run(self, bucket: int, stage: int, parks: bool) -> None:
@@ -78,107 +80,77 @@ class StaticStep:
         come to `buffers.drawn`.
         """
         rows, h = self._input(stage, bucket)
-        self._buffers.ran(bucket).copy_(rows > 0)
         descents: list[_Descent] = []
         here, ended = rows, rows
         places: Tensor | None = None  # in this batch of those whose byte comes to its end, where not all do
         for index in range(stage, len(self._stages)):
             weights, arenas = self._stages[index], self._arenas[index]
-            place = self._enter(index, here)
-            h = weights.widen(h)
+            place = self._next(index, here)
             if weights.config.is_main:
                 h = self._stack(weights.main, h, arenas.stacks["main"], place)
-                self._advance(index, place)
                 break
             encoded = self._stack(weights.encoder, h, arenas.stacks["encoder"], place)
             assert arenas.router is not None
-            first = place.positions == 0
-            p = self._ops.router_step(encoded, arenas.router, here, first, weights.q_proj, weights.k_proj)
+            p = self._ops.router_step(encoded, arenas.router, here, place.positions, weights.q_proj, weights.k_proj)
             if self._override is not None:
                 p = self._override.static_p(index, here, place.positions)
-            self._advance(index, place)
-            self._buffers.verdicts(index, bucket).copy_(p)
-            opened = (p > BOUNDARY_THRESHOLD) & (here > 0)
+            verdicts = self._buffers.verdicts(index, bucket)
             if parks:
-                self._park(index, opened, here, encoded, p)
-                places, ended, _, _ = self._ops.compact(~opened & (here > 0), here)
-                descents.append(_Descent(index, self._at_last(index, ended), encoded.index_select(0, places)))
+                wide, ended, places = self._ops.park_step(p, here, encoded, *_parked(arenas), verdicts)
+                descents.append(_Descent(index, self._last(index, ended), wide))
                 break
-            opening, inner, chunk, _ = self._ops.compact(opened, here)
-            descents.append(_Descent(index, place, encoded, p, opened, chunk))
-            h, here = encoded.index_select(0, opening), inner
+            pad = self._stages[index + 1].pad
+            h, inner, opened, chunk, wide = self._ops.descend_step(p, here, encoded, pad, verdicts)
+            descents.append(_Descent(index, place, wide, p, opened, chunk))
+            here = inner
         outermost = [self._surface(index, ended) for index in range(stage)]
         for descent in reversed([*outermost, *descents]):
             h = self._ascend(descent, h)
-        logits = self._buffers.logits[:bucket]
-        logits.copy_(linear(h, self._head))
-        drawn = self._buffers.draws.draw(self._ops.sample_step, logits, ended, bucket, places)
-        self._buffers.drawn(bucket).copy_(drawn)
+        logits, drawn = self._buffers.logits[:bucket], self._buffers.drawn(bucket)
+        self._buffers.draws.draw(self._ops.draw_step, linear(h, self._head), ended, places, logits, drawn)
 
     def _input(self, stage: int, bucket: int) -> tuple[Tensor, Tensor]:
         """The rows that run, and what they run."""
-        rows = self._buffers.rows[:bucket]
+        buffers = self._buffers
+        rows, ran = buffers.rows[:bucket], buffers.ran(bucket)
         if not stage:
-            rows, data = self._buffers.draws.enter(rows, self._buffers.data[:bucket])
-            return rows, self._embeddings.index_select(0, data)
-        parked = self._arenas[stage - 1].parked
-        assert parked is not None
-        return rows, parked.index_select(0, rows)
+            next_bytes = buffers.draws.next_bytes
+            return self._ops.enter_step(rows, buffers.data[:bucket], next_bytes, self._embeddings, ran)
+        parked, _ = _parked(self._arenas[stage - 1])
+        return rows, self._ops.resume_step(rows, parked, self._stages[stage].pad, ran)
 
     # ── where rows are ────────────────────────────────────────────────────────────────────────────
 
-    def _enter(self, index: int, rows: Tensor) -> _Place:
-        """The rows' next position at a stage."""
-        return self._place(index, rows, self._buffers.positions[index].index_select(0, rows))
+    def _next(self, index: int, rows: Tensor) -> _Place:
+        """The rows' next position at a stage, from now on counted."""
+        table, capacity = self._buffers.tables[index], self._capacities[index]
+        at, slots = self._ops.next_places(rows, self._buffers.positions[index], table, capacity)
+        return _Place(rows, at, slots, table, capacity)
 
-    def _at_last(self, index: int, rows: Tensor) -> _Place:
-        """The position at a stage that the rows ran last; padding stays at 0."""
-        last = self._buffers.positions[index].index_select(0, rows) - 1
-        return self._place(index, rows, last.clamp(min=0))
-
-    def _place(self, index: int, rows: Tensor, positions: Tensor) -> _Place:
-        kept = self._arenas[index].slots
-        if kept is None:
-            return _Place(rows, positions, None, None, None)
-        table, capacity = self._buffers.tables[index], kept.capacity if isinstance(kept, RingSlots) else None
-        slots = key_slots(rows, positions.unsqueeze(-1), table, capacity).squeeze(-1)
-        return _Place(rows, positions, slots, table, capacity)
-
-    def _advance(self, index: int, place: _Place) -> None:
-        """Counts a position of each row, but never of padding."""
-        self._buffers.positions[index].index_copy_(0, place.rows, place.positions + (place.rows > 0))
+    def _last(self, index: int, rows: Tensor) -> _Place:
+        """The position at a stage that the rows ran last; a stage that keeps no keys does not ask for it."""
+        table, capacity = self._buffers.tables[index], self._capacities[index]
+        if table is None and capacity is None:
+            return _Place(rows, rows, rows, None, None)
+        at, slots = self._ops.last_places(rows, self._buffers.positions[index], table, capacity)
+        return _Place(rows, at, slots, table, capacity)
 
     # ── down and up ───────────────────────────────────────────────────────────────────────────────
 
-    def _park(self, index: int, opened: Tensor, rows: Tensor, encoded: Tensor, p: Tensor) -> None:
-        """Keeps what the rows that opened a chunk wait with; past them padding's memory takes what is written."""
-        arenas = self._arenas[index]
-        assert arenas.parked is not None
-        assert arenas.parked_p is not None
-        places, inner, _, _ = self._ops.compact(opened, rows)
-        arenas.parked.index_copy_(0, inner, encoded.index_select(0, places))
-        arenas.parked_p.index_copy_(0, inner, p.index_select(0, places))
-
     def _surface(self, index: int, rows: Tensor) -> _Descent:
         """A stage above the one a step began at, as its rows left it when they parked: each with a chunk open."""
-        arenas = self._arenas[index]
-        assert arenas.parked is not None
-        assert arenas.parked_p is not None
-        encoded, p = arenas.parked.index_select(0, rows), arenas.parked_p.index_select(0, rows)
-        chunk = torch.arange(rows.shape[0], device=rows.device)
-        return _Descent(index, self._at_last(index, rows), encoded, p, rows > 0, chunk)
+        return _Descent(index, self._last(index, rows), *self._ops.surface_step(rows, *_parked(self._arenas[index])))
 
     def _ascend(self, descent: _Descent, z: Tensor) -> Tensor:
         """Chunk outputs z [B, ≥ D] back to the rows that opened them, and through the decoder: [B, d_outer]."""
         weights, arenas = self._stages[descent.stage], self._arenas[descent.stage]
         assert arenas.ema is not None
         rows = descent.place.rows
+        residual = linear(descent.wide, weights.residual_weight, weights.residual_bias)
         if descent.chunk is None or descent.p is None or descent.opened is None:
-            z_bar = arenas.ema.index_select(0, rows)
+            h = self._ops.ema_kept(arenas.ema, rows, residual, self._embeddings.dtype)
         else:
-            z_bar = self._ops.ema_step(z, descent.chunk, descent.p, descent.opened, arenas.ema, rows)
-        residual = linear(descent.encoded.float(), weights.residual_weight, weights.residual_bias)
-        h = (z_bar + residual).to(descent.encoded.dtype)
+            h = self._ops.ema_step(z, descent.chunk, descent.p, descent.opened, arenas.ema, rows, residual)
         h = self._stack(weights.decoder, h, arenas.stacks["decoder"], descent.place)
         return h[:, : weights.config.d_outer]
 
@@ -186,13 +158,13 @@ class StaticStep:
 
     def _stack(self, stack: IsotropicStack, h: Tensor, states: Sequence[LayerState], place: _Place) -> Tensor:
         """h: [B, D] → [B, D], both in the model's dtype; the residual stream between is fp32."""
-        residual = torch.zeros_like(h, dtype=torch.float32)
-        for block, state in zip(stack.blocks, states, strict=True):
-            h = self._block(block, h, residual, state, place)
-        return self._ops.add_rms_norm(h, residual, stack.norm)
+        residual = torch.empty_like(h, dtype=torch.float32)  # which the first norm begins
+        for index, (block, state) in enumerate(zip(stack.blocks, states, strict=True)):
+            x = self._ops.add_rms_norm(h, residual, block.norm1, not index)
+            h = self._block(block, x, residual, state, place)
+        return self._ops.add_rms_norm(h, residual, stack.norm, not stack.blocks)
 
-    def _block(self, block: Block, h: Tensor, residual: Tensor, state: LayerState, place: _Place) -> Tensor:
-        x = self._ops.add_rms_norm(h, residual, block.norm1)
+    def _block(self, block: Block, x: Tensor, residual: Tensor, state: LayerState, place: _Place) -> Tensor:
         if isinstance(block.mixer, Mamba2Mixer):
             assert isinstance(state, Mamba2State)
             h = self._mamba2(block.mixer, x, state, place)
@@ -200,7 +172,7 @@ class StaticStep:
             assert isinstance(state, AttentionState)
             h = self._attention(block.mixer, x, state, place)
         if block.mlp is not None and block.norm2 is not None:
-            h = self._mlp(block.mlp, self._ops.add_rms_norm(h, residual, block.norm2))
+            h = self._mlp(block.mlp, self._ops.add_rms_norm(h, residual, block.norm2, False))
         return h
 
     def _mamba2(self, mixer: Mamba2Mixer, x: Tensor, state: Mamba2State, place: _Place) -> Tensor:
@@ -212,7 +184,6 @@ class StaticStep:
 
     def _attention(self, mixer: AttentionMixer, x: Tensor, state: AttentionState, place: _Place) -> Tensor:
         ops, config = self._ops, mixer.config
-        assert place.slots is not None
         qkv = linear(x, mixer.qkv_proj).view(-1, 3, config.num_heads, config.head_dim)
         q = ops.rotate_and_keep(qkv, place.positions, place.slots, state.k, state.v, config.rotary_dim)
         out = ops.decode_attention(
@@ -230,6 +201,13 @@ class StaticStep:
 
     def _mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
         return linear(self._ops.swiglu(linear(x, mlp.fc1)), mlp.fc2)
+
+
+def _parked(arenas: StageState) -> tuple[Tensor, Tensor]:
+    """What rows wait with, and with what p."""
+    assert arenas.parked is not None
+    assert arenas.parked_p is not None
+    return arenas.parked, arenas.parked_p
 
 
 def _split(projected: Tensor, config: Mamba2Config) -> tuple[Tensor, ...]:

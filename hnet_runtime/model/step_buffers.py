@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.model.host_memory import pinned
-from hnet_runtime.model.step_draws import UNREAD, StepDraws
+from hnet_runtime.model.step_draws import StepDraws
+from hnet_runtime.ops.entry import UNREAD
 from hnet_runtime.state.arenas import ModelState
 from hnet_runtime.state.rows import PagePool
 

@@ -15,13 +15,10 @@ from torch import Tensor
 
 from hnet_runtime.config import VOCAB_SIZE
 from hnet_runtime.model.host_memory import pinned
+from hnet_runtime.ops.drawing import MASKS, NUMBERS
+from hnet_runtime.ops.entry import NO_BYTE
 
-NUMBERS = ("temperature", "top_p", "min_p", "uniform", "top_k", "state", "mask")  # the last three whole, exact in fp64
-AS_GIVEN = -1  # `mask` of a row whose bytes are `allowed`,
-AS_LEFT = -1  # `state` of one whose state is that in which its last draw left it,
-UNREAD = -1  # and a byte that the device alone knows: the one it drew for the row last
-_STATES, _MASKS = 9, 8  # of the automaton, and masks of each state
-_NONE = -1  # the next byte of a row that waits, is over, or is not to go on before the host has looked
+_STATES = 9  # of the automaton
 
 
 class StepDraws:
@@ -37,9 +34,9 @@ class StepDraws:
 
         self._numbers = torch.zeros(len(NUMBERS), most, dtype=torch.float64, device=device)
         self._bytes = torch.ones(most, 2, VOCAB_SIZE, dtype=torch.bool, device=device)  # allowed, and at which to pause
-        self._masks = torch.ones(_STATES * _MASKS, VOCAB_SIZE, dtype=torch.bool, device=device)
+        self._masks = torch.ones(_STATES * MASKS, VOCAB_SIZE, dtype=torch.bool, device=device)
         self._following = whole(_STATES * VOCAB_SIZE)
-        self.next_bytes, self.states = whole(num_rows).fill_(_NONE), whole(num_rows)
+        self.next_bytes, self.states = whole(num_rows).fill_(NO_BYTE), whole(num_rows)
         # Two of each in turn: a step's are still on their way when those of the next are written.
         self._host_numbers = [pinned((len(NUMBERS), most), np.float64) for _ in range(2)]
         self._host_bytes = [pinned((most, 2, VOCAB_SIZE), np.bool_) for _ in range(2)]
@@ -74,34 +71,20 @@ class StepDraws:
 
     # ── in a step ─────────────────────────────────────────────────────────────────────────────────
 
-    def enter(self, rows: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows [B] that have a byte to run, padding in place of the others, and their bytes [B]: of `data`, or
-        where those are UNREAD what the rows drew."""
-        byte = torch.where(data == UNREAD, self.next_bytes.index_select(0, rows), data)
-        live = torch.where(byte == _NONE, 0, rows)
-        # Until it draws again; a row that parks in this step does not.
-        self.next_bytes.index_copy_(0, rows, torch.full_like(rows, _NONE))
-        return live, byte.clamp(min=0)
-
     def draw(
-        self, sample: Callable[..., Tensor], logits: Tensor, rows: Tensor, bucket: int, places: Tensor | None
-    ) -> Tensor:
-        """The next byte [B] of `rows` [B], those at `places` of a step's batch or all of it, by `logits` [B, V]; it is
-        kept for their next step."""
+        self,
+        draw_step: Callable[..., None],
+        projected: Tensor,
+        rows: Tensor,
+        places: Tensor | None,
+        logits: Tensor,
+        drawn: Tensor,
+    ) -> None:
+        """The next byte of `rows` [B], those at `places` of a step's batch or all of it; see `ops.drawing`."""
+        bucket = len(rows)
         numbers, given = self._numbers[:, :bucket], self._bytes[:bucket]
-        if places is not None:
-            numbers, given = numbers.index_select(1, places), given.index_select(0, places)
-        temperature, top_p, min_p, uniform, top_k, known, mask = numbers.contiguous().unbind(0)
-        allowed, pauses = given.unbind(1)
-        state = torch.where(known == AS_LEFT, self.states.index_select(0, rows), known.long())
-        automatic = self._masks.index_select(0, state * _MASKS + mask.long().clamp(min=0))
-        allowed = torch.where((mask == AS_GIVEN)[:, None], allowed, automatic)
-        drawn = sample(logits, allowed, temperature, top_p, min_p, uniform, top_k.long())
-        byte = drawn.clamp(min=0)
-        self.states.index_copy_(0, rows, self._following.index_select(0, state * VOCAB_SIZE + byte))
-        pauses_here = pauses.gather(1, byte[:, None]).squeeze(1)
-        self.next_bytes.index_copy_(0, rows, torch.where(pauses_here, _NONE, drawn))
-        return drawn
+        automaton = self._masks, self._following, self.states
+        draw_step(projected, rows, places, numbers, given, *automaton, self.next_bytes, logits, drawn)
 
     def tensors(self) -> list[Tensor]:
         return [self._numbers, self._bytes, self._masks, self._following, self.next_bytes, self.states]

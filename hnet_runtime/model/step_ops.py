@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 _HOMES = {
     "add_rms_norm": "norm",
@@ -20,10 +20,17 @@ _HOMES = {
     "rotate_and_keep": "attention",
     "decode_attention": "attention",
     "swiglu": "swiglu",
+    "enter_step": "entry",
+    "resume_step": "entry",
+    "surface_step": "entry",
+    "next_places": "places",
+    "last_places": "places",
     "router_step": "router",
+    "descend_step": "boundary",
+    "park_step": "boundary",
     "ema_step": "ema",
-    "compact": "compaction",
-    "sample_step": "sampling",
+    "ema_kept": "ema",
+    "draw_step": "drawing",
 }
 """The module of each operation, in both packages."""
 
@@ -34,7 +41,7 @@ class StepOps:
     updates state in place."""
 
     name: str
-    add_rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, bool], Tensor]
     gated_norm_step: Callable[[Tensor, Tensor, Tensor], Tensor]
     conv_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     ssm_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -44,10 +51,21 @@ class StepOps:
         Tensor,
     ]
     swiglu: Callable[[Tensor], Tensor]
+    enter_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    resume_step: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+    surface_step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+    next_places: Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
+    last_places: Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
     router_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-    ema_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-    compact: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-    sample_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    descend_step: Callable[
+        [Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    ]
+    park_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    ema_step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    ema_kept: Callable[[Tensor, Tensor, Tensor, dtype], Tensor]
+    draw_step: Callable[
+        [Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None
+    ]
 
     @classmethod
     def torch(cls) -> StepOps:

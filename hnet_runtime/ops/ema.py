@@ -31,12 +31,15 @@ def smooth(z: Tensor, p: Tensor, memory: Tensor, spans: Spans) -> Tensor:
     return smoothed
 
 
-def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
-    """`smooth` of one position of each row that opened a chunk; the others keep their average as it is.
+def ema_step(
+    z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor, rows: Tensor, residual: Tensor
+) -> Tensor:
+    """`smooth` of one position of each row that opened a chunk, with its residual: what a decoder begins with. The
+    others keep their average as it is.
 
     z: [B', ≥ D] chunk outputs in the model's dtype, place: [B] int64, which of them is a row's own (any valid place
-    where it opened none), p: [B] fp32, opened: [B] bool, memory: [rows, D] fp32 (updated in place), rows: [B] int64
-    → z̄: [B, D] fp32.
+    where it opened none), p: [B] fp32, opened: [B] bool, memory: [rows, D] fp32 (updated in place), rows: [B] int64,
+    residual: [B, D] fp32 → z̄ + residual: [B, D] in z's dtype.
     """
     weight = p.clamp(P_MIN, P_MAX).unsqueeze(-1)
     before = memory.index_select(0, rows)
@@ -44,4 +47,12 @@ def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor
     # A row that opened none may be handed anything, what is not finite too: it is chosen away, not multiplied.
     smoothed = torch.where(opened.unsqueeze(-1), before * (1.0 - weight) + chunk * weight, before)
     memory.index_copy_(0, rows, smoothed)
-    return smoothed
+    return (smoothed + residual).to(z.dtype)
+
+
+def ema_kept(memory: Tensor, rows: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `ema_step` gives rows that opened no chunk, where none of them did.
+
+    memory: [rows, D] fp32, rows: [B] int64, residual: [B, D] fp32 → z̄ + residual: [B, D] in `dtype`.
+    """
+    return (memory.index_select(0, rows) + residual).to(dtype)

@@ -29,11 +29,14 @@ def gated_rms_norm(y: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
     return rms_norm(y * silu(gate), weight)
 
 
-def add_rms_norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+def add_rms_norm(h: Tensor, residual: Tensor, weight: Tensor, begins: bool) -> Tensor:
     """residual += h, then RMSNorm of it, rounded: what stands before every mixer and MLP, and at a stack's end.
 
-    h: [B, D] in the model's dtype, residual: [B, D] fp32 (updated in place), weight: [D] fp32 → [B, D] in h's dtype.
+    h: [B, D] in the model's dtype, residual: [B, D] fp32 (updated in place), weight: [D] fp32, begins: whether the
+    residual stream begins here, at 0, whatever its memory holds → [B, D] in h's dtype.
     """
+    if begins:
+        residual.zero_()
     residual.add_(h)
     return rms_norm(residual, weight).to(h.dtype)
 

@@ -45,13 +45,15 @@ def _norm(x: Tensor) -> Tensor:
     return torch.sqrt((x * x).sum(-1)).clamp(min=NORM_FLOOR)
 
 
-def router_step(h: Tensor, memory: Tensor, rows: Tensor, first: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+def router_step(
+    h: Tensor, memory: Tensor, rows: Tensor, positions: Tensor, q_weight: Tensor, k_weight: Tensor
+) -> Tensor:
     """`boundary_probability` of one position of each row; `memory` then holds h.
 
-    h: [B, D] in the model's dtype, memory: [rows, D] in it (updated in place), rows: [B] int64, first: [B] bool, the
-    rows at the first position of their sequence, q_weight, k_weight: [D, D] fp32 → p: [B] fp32 in [0, 1].
+    h: [B, D] in the model's dtype, memory: [rows, D] in it (updated in place), rows, positions: [B] int64, of which
+    position 0 is the first of a sequence, q_weight, k_weight: [D, D] fp32 → p: [B] fp32 in [0, 1].
     """
     q = linear(memory.index_select(0, rows).float(), q_weight)
     k = linear(h.float(), k_weight)
     memory.index_copy_(0, rows, h)
-    return torch.where(first, 1.0, probability(q, k, h.dtype))
+    return torch.where(positions == 0, 1.0, probability(q, k, h.dtype))

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hnet_runtime.model.step_draws import UNREAD, StepDraws
 from hnet_runtime.model.step_ops import StepOps
+from hnet_runtime.ops.entry import UNREAD
 from hnet_runtime.ops.prefill import PrefillOps
 from tests.gpu.emulator import EmulatedGraphs
 
@@ -58,7 +58,7 @@ class WrongKernel(StandIn):
 
     def step_ops(self) -> StepOps:
         twins = StepOps.torch()
-        return replace(twins, swiglu=lambda y: twins.swiglu(y) * 1.02, compact=_not_compiled)
+        return replace(twins, swiglu=lambda y: twins.swiglu(y) * 1.02, descend_step=_not_compiled)
 
     def prefill_ops(self, *, libraries: bool = False) -> PrefillOps:
         twins = PrefillOps.torch()
@@ -148,8 +148,8 @@ class CrowdShy(StandIn):
     def step_ops(self) -> StepOps:
         twins = StepOps.torch()
 
-        def norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-            return twins.add_rms_norm(h, residual, weight) * (1.0 + 0.05 * (len(h) > 4))
+        def norm(h: Tensor, *arguments: Any) -> Tensor:
+            return twins.add_rms_norm(h, *arguments) * (1.0 + 0.05 * (len(h) > 4))
 
         return replace(twins, add_rms_norm=norm)
 
@@ -157,11 +157,13 @@ class CrowdShy(StandIn):
 class Unmasked(StandIn):
     """A step that is launched ahead runs for everybody it was launched for, and not for those who go on alone."""
 
-    def captures(self) -> EmulatedGraphs:
-        StepDraws.enter = _everybody  # type: ignore[method-assign]
-        return EmulatedGraphs()
+    def step_ops(self) -> StepOps:
+        return replace(StepOps.torch(), enter_step=_everybody)
 
 
-def _everybody(self: StepDraws, rows: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    byte = torch.where(data == UNREAD, self.next_bytes.index_select(0, rows), data)
-    return rows, byte.clamp(min=0)
+def _everybody(
+    rows: Tensor, data: Tensor, next_bytes: Tensor, embeddings: Tensor, ran: Tensor
+) -> tuple[Tensor, Tensor]:
+    byte = torch.where(data == UNREAD, next_bytes.index_select(0, rows), data)
+    ran.copy_(rows > 0)
+    return rows, embeddings.index_select(0, byte.clamp(min=0))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hnet_runtime.gpu_doctor.checks import Finding, Settings
 from hnet_runtime.gpu_doctor.examination import NoDevice, examine_gpu
 from hnet_runtime.gpu_doctor.report import as_document, as_markdown, passed
 from hnet_runtime.gpu_doctor.worker import GROUPS
+from hnet_runtime.model.step_ops import StepOps
 from server.cli.main import main
 
 pytestmark = pytest.mark.timeout(300)
@@ -66,7 +67,7 @@ def test_where_everything_is_right_everything_passes(examine):
     assert right
     assert {finding.group for finding in findings} == set(GROUPS)
     ops = {finding.name.partition(":")[0] for finding in findings if finding.group == "kernels"}
-    assert len(ops) == 11 + 5
+    assert len(ops) == len(fields(StepOps)) - 1 + 5  # all but its name, and those of prefill
     # Of the random model five kinds in two dtypes, of the golden one three kinds and two buckets.
     assert sum(finding.group == "steps" and "rows" in finding.name for finding in findings) >= 15
     assert any(finding.figures.get("expected_bytes_per_second") for finding in findings)
@@ -78,7 +79,7 @@ def test_a_wrong_kernel_and_one_that_does_not_compile_hide_no_other(examine):
     right, findings, page = examine("WrongKernel", "kernels")
     wrong = failed(findings)
     assert not right
-    assert {name.partition(": ")[2].partition(":")[0] for name in wrong} == {"swiglu", "compact", "prefill smooth"}
+    assert {name.partition(": ")[2].partition(":")[0] for name in wrong} == {"swiglu", "descend_step", "prefill smooth"}
     assert any("apart, of numbers up to" in finding.said for finding in findings)
     assert any("RuntimeError: at 3:4: | unsupported | operand" in finding.said for finding in findings)
     assert len(findings) > 3 * len(wrong)

@@ -15,16 +15,17 @@ from hnet_runtime.engine.loop import EngineLoop
 from hnet_runtime.engine.sampler import CapturedSampler
 from hnet_runtime.model.hierarchy import HNet
 from hnet_runtime.model.step_buffers import Report, StepBuffers
-from hnet_runtime.model.step_draws import StepDraws
+from hnet_runtime.ops import entry
 from tests.conftest import load_golden
 from tests.engine.conftest import Gathered
 from tests.gpu.overlapping import assert_same, play
 
 
-def without_mask(self, rows, data):
+def without_mask(rows, data, next_bytes, embeddings, ran):
     """Whoever is given runs."""
-    byte = torch.where(data == -1, self.next_bytes.index_select(0, rows), data)
-    return rows, byte.clamp(min=0)
+    byte = torch.where(data == -1, next_bytes.index_select(0, rows), data)
+    ran.copy_(rows > 0)
+    return rows, embeddings.index_select(0, byte.clamp(min=0))
 
 
 def one_set_of_host_memory(self, rows, data, bucket, unread=None):
@@ -78,7 +79,7 @@ def freed_at_once(self, request_id):
 BRING, ASK, EXPECT = StepBuffers.bring, StepBuffers.ask, CapturedSampler.expect
 ROW_SAMPLING = flight.row_sampling
 PLANTED = [
-    (StepDraws, "enter", without_mask),
+    (entry, "enter_step", without_mask),
     (StepBuffers, "bring", one_set_of_host_memory),
     (StepBuffers, "ask", logits_in_place),
     (flight, "row_sampling", ends_at_no_eos),

@@ -79,25 +79,50 @@ def scan_that_waits(xbc, dt, a, dt_bias, d, state, rows):
     return xbc
 
 
-def compaction_by_mask(chosen, rows):
-    inner = rows[chosen]
-    padding = torch.zeros(len(rows) - len(inner), dtype=torch.int64)
-    return chosen.nonzero()[:, 0], torch.cat((inner, padding)), chosen.cumsum(0) - 1, chosen.sum(0, keepdim=True)
+def descent_by_mask(p, rows, encoded, pad, report):
+    opened = (p > 0.5) & (rows > 0)
+    inner = rows[opened]
+    return encoded[opened], inner, opened, opened.cumsum(0) - 1, encoded.float()
 
 
-def compaction_padded_by_the_last_row(chosen, rows):
-    places, inner, slot, count = TORCH.compact(chosen, rows)
-    return places, torch.where(inner > 0, inner, ROWS), slot, count
+def descent_padded_by_the_last_row(p, rows, encoded, pad, report):
+    h, inner, *others = TORCH.descend_step(p, rows, encoded, pad, report)
+    return h, torch.where(inner > 0, inner, ROWS), *others
 
 
-def norm_over_the_batch(h, residual, weight):
-    normed = TORCH.add_rms_norm(h, residual, weight)
+def rebound_park(p, rows, encoded, parked, parked_p, report):
+    return TORCH.park_step(p, rows, encoded, parked.clone(), parked_p, report)
+
+
+def park_that_goes_on_with_all(p, rows, encoded, parked, parked_p, report):
+    """Goes on with rows that wait, too."""
+    TORCH.park_step(p, rows, encoded, parked, parked_p, report)
+    return encoded.float(), rows, torch.arange(len(rows))
+
+
+def norm_over_the_batch(h, residual, weight, begins):
+    normed = TORCH.add_rms_norm(h, residual, weight, begins)
     return normed - normed.mean(0, keepdim=True)
 
 
-def average_of_every_row(z, place, p, opened, memory, rows):
+def stream_that_goes_on(h, residual, weight, begins):
+    """Takes what its memory holds for the residual stream's beginning."""
+    return TORCH.add_rms_norm(h, residual, weight, False)
+
+
+def places_counted_by_python(rows, positions, table, capacity):
+    """A position more at each call, and none where nobody calls."""
+    at, slots = TORCH.next_places(rows, positions, table, capacity)
+    places_counted_by_python.calls += 1
+    return torch.zeros_like(at) + places_counted_by_python.calls, slots
+
+
+places_counted_by_python.calls = 0
+
+
+def average_of_every_row(z, place, p, opened, memory, rows, residual):
     """Takes in a chunk for rows that opened none."""
-    return TORCH.ema_step(z, place, p, rows >= 0, memory, rows)
+    return TORCH.ema_step(z, place, p, rows >= 0, memory, rows, residual)
 
 
 def position_of_the_capture(qkv, positions, slots, k_store, v_store, rotary_dim):
@@ -113,10 +138,14 @@ position_of_the_capture.calls = 0
 PLANTED = [
     ("conv_step", rebound_conv, "state"),
     ("ssm_step", scan_that_waits, "capture"),
-    ("compact", compaction_by_mask, "capture"),
-    ("compact", compaction_padded_by_the_last_row, "padding"),
+    ("descend_step", descent_by_mask, "capture"),
+    ("descend_step", descent_padded_by_the_last_row, "padding"),
+    ("park_step", rebound_park, "state"),
+    ("park_step", park_that_goes_on_with_all, "truth"),
     ("add_rms_norm", norm_over_the_batch, "padding"),
+    ("add_rms_norm", stream_that_goes_on, "replay"),
     ("rotate_and_keep", position_of_the_capture, "replay"),
+    ("next_places", places_counted_by_python, "replay"),
     ("ema_step", average_of_every_row, "truth"),
 ]
 
@@ -126,24 +155,25 @@ PLANTED = [
 )
 def test_a_defect_in_an_operation_is_caught(fake_mode, golden_case, operation, defect, caught_by):
     case = golden_case("b_2stage")
+    parks = operation == "park_step"
     ops = replace(TORCH, **{operation: defect})
     if caught_by == "capture":
         with fake_mode:
             model = fake_model(case.config, torch.float32, ops)
             with pytest.raises(NotCapturable):
-                prove_capturable(lambda _: StepSubject(model, 0, False), fake_mode, 4)
+                prove_capturable(lambda _: StepSubject(model, 0, parks), fake_mode, 4)
         return
     model = captured(case.config, case.weights, ops=ops)
 
     def make(_: str) -> StepSubject:
-        return StepSubject(model, 0, False)
+        return StepSubject(model, 0, parks)
 
     subject = make("cpu")
     proofs = {
-        "state": lambda: prove_state(make, 4, 4, declared_state(subject.arenas, list(subject.state), 0, False)),
+        "state": lambda: prove_state(make, 4, 4, declared_state(subject.arenas, list(subject.state), 0, parks)),
         "padding": lambda: prove_padding(make, 4, ROWS, 5),
         "replay": lambda: prove_replay(make, 4, 4),
-        "truth": lambda: step_together(model, HNet(case.config, case.weights), 1, lambda rng: False),
+        "truth": lambda: step_together(model, HNet(case.config, case.weights), 1, lambda rng: parks),
     }
     with pytest.raises(AssertionError):
         proofs[caught_by]()

@@ -13,8 +13,9 @@ from hnet_runtime.ops.activation import softplus
 from hnet_runtime.ops.attention import BLOCK, KeyGrid, attend, blocks_seen, decode_attention, rotate_and_keep
 from hnet_runtime.ops.compaction import compact
 from hnet_runtime.ops.conv import causal_conv, conv_step
-from hnet_runtime.ops.ema import ema_step, smooth
+from hnet_runtime.ops.ema import ema_kept, ema_step, smooth
 from hnet_runtime.ops.norm import add_rms_norm, gated_norm_step, gated_rms_norm, rms_norm
+from hnet_runtime.ops.places import last_places, next_places
 from hnet_runtime.ops.rotary import rotary_table, rotate
 from hnet_runtime.ops.router import boundary_probability, router_step
 from hnet_runtime.ops.sampling import NOT_FINITE, sample_step
@@ -55,8 +56,15 @@ def same_rows(found: Tensor, expected: Tensor) -> None:
 def test_add_rms_norm_is_the_blocks_addition_and_norm(noise, dtype, width):
     h, residual, weight = noise(5, width).to(dtype), noise(5, width, seed=1), noise(width, seed=2)
     expected = residual + h.float()
-    same(add_rms_norm(h, residual, weight), rms_norm(expected, weight).to(dtype))
+    same(add_rms_norm(h, residual, weight, False), rms_norm(expected, weight).to(dtype))
     same(residual, expected)
+
+
+@DTYPES
+def test_add_rms_norm_begins_a_residual_stream_whatever_its_memory_holds(noise, dtype):
+    h, residual, weight = noise(5, 100).to(dtype), torch.full((5, 100), float("nan")), noise(100, seed=2)
+    same(add_rms_norm(h, residual, weight, True), rms_norm(h.float(), weight).to(dtype))
+    same(residual, h.float())
 
 
 @DTYPES
@@ -184,9 +192,8 @@ def test_router_step_is_the_verdict_on_one_position(noise, dtype, rows, bucket, 
     count = len(rows)
     for tick in range(3):
         starts = [(tick + row) % 3 for row in rows]
-        first = torch.tensor([*[start == 0 for start in starts], *[False] * (bucket - count)])
         h = noise(bucket, width, seed=10 + tick).to(dtype)
-        found = router_step(h, memory, padded(rows, bucket), first, q_weight, k_weight)
+        found = router_step(h, memory, padded(rows, bucket), padded(starts, bucket), q_weight, k_weight)
         same(
             found[:count],
             boundary_probability(h[:count], expected_memory, spans_of(rows, starts), q_weight, k_weight),
@@ -207,13 +214,45 @@ def test_ema_step_smooths_the_rows_that_opened_a_chunk_and_no_other(noise, dtype
         is_open[row], place[row] = True, index
     p = torch.tensor([0.7, 1.0, 0.50001, 0.9, float("nan"), 0.3])
     p[[row for row in range(4) if row not in opened]] = float("nan")
-    found = ema_step(z, place, p, is_open, memory, padded(rows, bucket))
+    residual = noise(bucket, width, seed=2)
+    found = ema_step(z, place, p, is_open, memory, padded(rows, bucket), residual)
     expected = expected_memory[rows]
     if opened:
         chunks = spans_of([rows[row] for row in opened])
         expected[opened] = smooth(z[: len(opened), :width], p[opened], expected_memory, chunks)
-    same(found[:4], expected)
+    same(found[:4], (expected + residual[:4]).to(dtype))
     same_rows(memory, expected_memory)
+    if not opened:
+        same(ema_kept(memory, padded(rows, bucket), residual, dtype)[:4], found[:4])
+
+
+class Kept:
+    """Where a stage keeps keys, as `Keys`; or nowhere."""
+
+    def __init__(self, kind: str) -> None:
+        keys = None if kind == "nowhere" else Keys(5, kind == "pages", 200)
+        self.table, self.capacity = (None, None) if keys is None else (keys.table, keys.capacity)
+        self.slots_of = (lambda rows, positions: [0] * len(rows)) if keys is None else keys.slots_of
+
+
+@pytest.mark.parametrize("kind", ["pages", "ring", "nowhere"])
+def test_places_are_counted_but_for_padding(kind):
+    kept = Kept(kind)
+    rows, starts = [3, 7, 5], [0, 63, 130]
+    positions = torch.full((NUM_ROWS,), 9)
+    positions[0], positions[rows] = 0, torch.tensor(starts)
+    for tick in range(3):
+        given = padded(rows, 5)
+        at, slots = next_places(given, positions, kept.table, kept.capacity)
+        now = [start + tick for start in starts]
+        assert at.tolist() == [*now, 0, 0]
+        assert slots[:3].tolist() == kept.slots_of(rows, now)
+        assert slots[3:].tolist() == [0, 0]
+        last, where = last_places(given, positions, kept.table, kept.capacity)
+        same(last, at)
+        same(where, slots)
+    assert positions[rows].tolist() == [start + 3 for start in starts]
+    assert (positions[0], positions[1]) == (0, 9)
 
 
 @pytest.mark.parametrize("bucket", [1, 2, 8, 33])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,20 +17,19 @@ from hnet_runtime.gpu_doctor.kernel_cases import SMALL, step_cases
 from hnet_runtime.gpu_doctor.kernel_group import STEP
 from hnet_runtime.model.captured import step_kinds
 from hnet_runtime.model.step_ops import StepOps
-from hnet_runtime.ops import attention, compaction, conv, ema, norm, router, sampling, ssm, swiglu
+from hnet_runtime.ops import attention, conv, ema, norm, router, ssm, swiglu
 from hnet_runtime.ops.rotary import rotary_table
 from hnet_runtime.ops.triton import attention as triton_attention
-from hnet_runtime.ops.triton import compaction as triton_compaction
 from hnet_runtime.ops.triton import conv as triton_conv
 from hnet_runtime.ops.triton import ema as triton_ema
 from hnet_runtime.ops.triton import norm as triton_norm
 from hnet_runtime.ops.triton import router as triton_router
-from hnet_runtime.ops.triton import sampling as triton_sampling
 from hnet_runtime.ops.triton import ssm as triton_ssm
 from hnet_runtime.ops.triton import swiglu as triton_swiglu
 from hnet_runtime.ops.triton.launching import OPERATIONS
 from hnet_runtime.state.rows import PAGE, PagePool, RingSlots
 from tests.gpu.steps import StepSubject, captured
+from tests.triton.boundary_cases import drawing_case
 from tests.triton.closeness import close, noise
 
 NUM_ROWS = 9
@@ -57,11 +55,14 @@ def arenas_agree(op: Callable[..., Tensor], twin: Callable[..., Tensor], rows: l
 
 @DTYPES
 @pytest.mark.parametrize("width", [8, 100, 1024, 1536])
-def test_add_rms_norm(dtype, width):
+@pytest.mark.parametrize("begins", [False, True])
+def test_add_rms_norm(dtype, width, begins):
     h, residual, weight = noise(3, width).to(dtype), noise(3, width, seed=1), noise(width, seed=2)
+    if begins:
+        residual.fill_(float("nan"))
     expected_residual = residual.clone()
-    expected = norm.add_rms_norm(h, expected_residual, weight)
-    close(triton_norm.add_rms_norm(h, residual, weight), expected)
+    expected = norm.add_rms_norm(h, expected_residual, weight, begins)
+    close(triton_norm.add_rms_norm(h, residual, weight, begins), expected)
     assert torch.equal(residual, expected_residual)
 
 
@@ -69,8 +70,8 @@ def test_add_rms_norm(dtype, width):
 def test_add_rms_norm_of_a_strided_view_and_of_zeros(dtype):
     h, residual, weight = noise(3, 300).to(dtype)[:, 50:150], noise(3, 100, seed=1), noise(100, seed=2)
     h[1], residual[1] = 0.0, 0.0
-    expected = norm.add_rms_norm(h, residual.clone(), weight)
-    close(triton_norm.add_rms_norm(h, residual, weight), expected)
+    expected = norm.add_rms_norm(h, residual.clone(), weight, False)
+    close(triton_norm.add_rms_norm(h, residual, weight, False), expected)
 
 
 @DTYPES
@@ -131,7 +132,7 @@ def test_swiglu(dtype, width):
 def test_router_step(dtype, rows, width):
     memory, q_weight, k_weight = noise(NUM_ROWS, width).to(dtype), noise(width, width, seed=1), noise(width, width)
     for tick in range(2):
-        first = torch.tensor([(row + tick) % 3 == 0 for row in rows])
+        positions = torch.tensor([(row + tick) % 3 for row in rows])
         h = noise(len(rows), width + 8, seed=10 + tick).to(dtype)[:, 3 : 3 + width]
         arenas_agree(
             triton_router.router_step,
@@ -140,7 +141,7 @@ def test_router_step(dtype, rows, width):
             h,
             memory,
             torch.tensor(rows),
-            first,
+            positions,
             q_weight,
             k_weight,
         )
@@ -154,7 +155,7 @@ def test_router_step_rounds_a_tie_as_the_twin_does():
     k[:, 0], k[:, 1] = torch.sin(angles), torch.cos(angles)
     q_weight = k_weight = torch.eye(2)
     rows = torch.arange(1, len(angles) + 1)
-    never = torch.zeros(len(angles), dtype=torch.bool)
+    never = torch.ones(len(angles), dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         memory = torch.cat((torch.zeros(1, 2), q)).to(dtype)
         arguments = k.to(dtype), memory, rows, never, q_weight, k_weight
@@ -167,7 +168,7 @@ def test_router_step_rounds_a_tie_as_the_twin_does():
 def test_router_step_of_a_vector_that_is_zero_or_not_finite():
     memory, h, identity = noise(4, 8), noise(3, 8, seed=1), torch.eye(8)
     memory[2], h[2, 3] = 0.0, float("nan")
-    arguments = h, memory, torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.bool), identity, identity
+    arguments = h, memory, torch.tensor([1, 2, 3]), torch.tensor([4, 1, 9]), identity, identity
     expected = router.router_step(*(each.clone() for each in arguments))
     found = triton_router.router_step(*arguments)
     close(found, expected)
@@ -185,17 +186,9 @@ def test_ema_step(dtype, rows, width):
     opened = torch.tensor([index % 2 == 0 for index in range(count)])
     place = torch.tensor([count - 1 - index if opened[index] else count for index in range(count)])
     p = torch.where(opened, torch.tensor([1.0, 0.2, 0.7, 0.50001, 0.0])[:count], float("nan"))
-    arenas_agree(triton_ema.ema_step, ema.ema_step, rows, z, place, p, opened, memory, torch.tensor(rows))
-
-
-@pytest.mark.parametrize("bucket", [1, 2, 7, 64, 300])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_compact(bucket, share):
-    generator = torch.Generator().manual_seed(bucket)
-    chosen = torch.rand(bucket, generator=generator) < share
-    rows = torch.randperm(bucket, generator=generator) + 1
-    for found, expected in zip(triton_compaction.compact(chosen, rows), compaction.compact(chosen, rows), strict=True):
-        close(found, expected)
+    given = memory, torch.tensor(rows), noise(count, width, seed=2)
+    arenas_agree(triton_ema.ema_step, ema.ema_step, rows, z, place, p, opened, *given)
+    close(triton_ema.ema_kept(*given, dtype), ema.ema_kept(*given, dtype))
 
 
 KEYS = [(-1, True), (70, True), (300, True), (0, False), (5, False), (63, False), (64, False), (300, False)]
@@ -299,41 +292,6 @@ def test_decode_attention_gives_a_row_its_bits_in_any_company_place_and_capacity
             close(alone, together[own], 1e-7)
 
 
-def sampling_case(seed: int, count: int, coarse: bool) -> tuple[Tensor, ...]:
-    draw = np.random.default_rng(seed)
-    logits = noise(count, 300, seed=seed)[:, 20:276] * 4
-    allowed = torch.from_numpy(draw.random((count, 256)) < draw.choice([0.02, 0.5, 1.0]))
-    allowed[:, 7] = True
-    uniform = draw.random(count)
-    uniform[:3] = 0.0, 0.5, np.nextafter(1.0, 0.0)
-    columns = [
-        draw.choice([0.0, 1e-300, 0.3, 1.0, 2.0], count),
-        draw.choice([1.0, 0.9, 0.5, 1e-9], count),
-        draw.choice([0.0, 0.0, 0.05, 1.0], count),
-        uniform,
-    ]
-    top_k = torch.from_numpy(draw.choice([0, 1, 3, 40, 256], count))
-    return logits.round() if coarse else logits, allowed, *(torch.from_numpy(each) for each in columns), top_k
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("coarse", [False, True], ids=["logits", "ties"])
-def test_sample_step(seed, coarse):
-    arguments = sampling_case(seed, 16, coarse)
-    found = triton_sampling.sample_step(*arguments)
-    close(found, sampling.sample_step(*arguments))
-    assert arguments[1].gather(1, found[:, None]).all()
-
-
-def test_sample_step_gives_no_byte_where_logits_are_not_finite():
-    arguments = sampling_case(1, 8, False)
-    logits = arguments[0].clone()
-    logits[0, 3], logits[2, 255], logits[5, 0] = float("nan"), float("inf"), float("-inf")
-    found = triton_sampling.sample_step(logits, *arguments[1:])
-    close(found, sampling.sample_step(logits, *arguments[1:]))
-    assert (found == sampling.NOT_FINITE).nonzero().flatten().tolist() == [0, 2, 5]
-
-
 @pytest.mark.parametrize("case", list(step_cases(SMALL)), ids=lambda case: f"{case.op} {case.name}")
 def test_case_of_the_checks_on_a_gpu(case):
     """What `hnet doctor --gpu` looks at, in small: found right here, a kernel that is not has itself to blame there."""
@@ -345,9 +303,8 @@ def test_declared_op(op):
     """What torch is told of an op (what it changes, what it gives) is so: checked by torch's own opcheck."""
     rows, some = torch.tensor([1, 2]), torch.tensor([True, False])
     pages = torch.zeros(3, 2, dtype=torch.int64)
-    columns = [torch.full((2,), value, dtype=torch.float64) for value in (1.0, 0.9, 0.0, 0.5)]
     cases = {
-        "add_rms_norm": (noise(2, 8), noise(2, 8), noise(8)),
+        "add_rms_norm": (noise(2, 8), noise(2, 8), noise(8), False),
         "gated_norm_step": (noise(2, 8), noise(2, 20)[:, :8], noise(8)),
         "conv_step": (noise(2, 20)[:, :8], noise(3, 3, 8), rows, noise(4, 8), noise(8)),
         "ssm_step": (
@@ -358,9 +315,16 @@ def test_declared_op(op):
             rows,
         ),
         "swiglu": (noise(2, 8),),
-        "router_step": (noise(2, 8), noise(3, 8), rows, some, noise(8, 8), noise(8, 8)),
-        "ema_step": (noise(2, 9), rows - 1, noise(2).abs(), some, noise(3, 8), rows),
-        "compact": (some, rows),
+        "router_step": (noise(2, 8), noise(3, 8), rows, rows, noise(8, 8), noise(8, 8)),
+        "next_places": (rows, torch.arange(3), pages, None),
+        "last_places": (rows, torch.arange(3), None, 5),
+        "ema_step": (noise(2, 9), rows - 1, noise(2).abs(), some, noise(3, 8), rows, noise(2, 8)),
+        "ema_kept": (noise(3, 8), rows, noise(2, 8), torch.bfloat16),
+        "enter_step": (rows, rows, torch.arange(3), noise(256, 8), noise(2)),
+        "resume_step": (rows, noise(3, 8), noise(2), noise(2)),
+        "surface_step": (rows, noise(3, 8), noise(3)),
+        "descend_step": (noise(2), rows, noise(2, 8), noise(2), noise(2)),
+        "park_step": (noise(2), rows, noise(2, 8), noise(3, 8), noise(3), noise(2)),
         "rotate_and_keep": (
             noise(2, 3, 1, 8),
             rows,
@@ -380,7 +344,7 @@ def test_declared_op(op):
             None,
             100,
         ),
-        "sample_step": (noise(2, 256), torch.ones(2, 256) > 0, *columns, rows),
+        "draw_step": drawing_case(1, 3, False, torch.float32, True),
     }
     if op not in cases:
         pytest.skip("an op of prefill, which its own tests check")
@@ -389,7 +353,7 @@ def test_declared_op(op):
 
 def test_arguments_that_would_be_copied_are_refused():
     with pytest.raises(ValueError, match="contiguous"):
-        triton_norm.add_rms_norm(noise(2, 8), noise(2, 16)[:, ::2], noise(8))
+        triton_norm.add_rms_norm(noise(2, 8), noise(2, 16)[:, ::2], noise(8), False)
     with pytest.raises(ValueError, match="contiguous"):
         triton_swiglu.swiglu(noise(16, 2).t())
     one = torch.tensor([1])

@@ -39,8 +39,14 @@ NARROW_LOADS = {
     "attend_piece": 3,  # row, position, page
     "combine_pieces": 11,  # position, and a maximum and a sum of each piece
     "rotate_and_keep": 14,  # position, slot, frequencies, and halves of heads as small as 16 channels
-    "compact": 1,  # flags
-    "sample_step": 11,  # flags, and what each row asks for
+    "enter_step": 3,  # row, byte, and the byte drawn
+    "resume_step": 1,  # the row
+    "surface_step": 2,  # row, p
+    "descend_step": 4,  # verdicts of all rows, and a row's own
+    "park_step": 4,
+    "places": 4,  # row, position, page: a lane each
+    "ema_kept": 1,  # the row
+    "draw_step": 19,  # flags, logits, and what each row asks for
     "smooth_spans": 20,
     "rotate_spans": 2,
     "carry_spans": 5,
@@ -55,7 +61,7 @@ NARROW_LOADS = {
 """Loads of fewer than 128 bits a thread that a kernel has, at most: single numbers, and places of other numbers. What
 there is much of (states, keys, channels) is loaded 128 bits at once."""
 
-WITHOUT_WIDE_LOADS = {"sample_step"}  # a lane has one byte, or two
+WITHOUT_WIDE_LOADS = {"draw_step"}  # a lane has one byte, or two
 
 
 def check(compiled: Compiled) -> None:
@@ -108,13 +114,19 @@ def test_the_kernels_of_a_step_are_those_that_the_models_need():
         "add_rms_norm",
         "attend_piece",
         "combine_pieces",
-        "compact",
         "conv_step",
+        "descend_step",
+        "draw_step",
+        "ema_kept",
         "ema_step",
+        "enter_step",
         "gated_norm_step",
+        "park_step",
+        "places",
+        "resume_step",
         "rotate_and_keep",
-        "sample_step",
         "ssm_step",
+        "surface_step",
         "swiglu",
         "take_over",
         "verdict",

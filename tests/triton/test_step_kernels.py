@@ -12,8 +12,12 @@ from xml.etree import ElementTree
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = Path(__file__).with_name("step_cases.py")
-FUNCTIONS = re.findall(r"^def (test_\w+)\(", CASES.read_text(encoding="utf-8"), re.MULTILINE)
+CASES = [Path(__file__).with_name(name) for name in ("step_cases.py", "boundary_cases.py")]
+FUNCTIONS = [
+    name
+    for cases in CASES
+    for name in re.findall(r"^def (test_\w+)\(", cases.read_text(encoding="utf-8"), re.MULTILINE)
+]
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(600)
@@ -27,7 +31,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", CASES],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *CASES],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -23,6 +23,7 @@ def _ema_step(
     opened,
     memory,
     rows,
+    residual,
     out,
     z_stride,
     WIDTH: tl.constexpr,
@@ -40,19 +41,36 @@ def _ema_step(
         weight = tl.minimum(tl.maximum(tl.load(p + index), P_MIN), P_MAX)
         smoothed = smoothed * (1.0 - weight) + chunk * weight
         tl.store(own, smoothed, inside)
-    tl.store(out + index * WIDTH + channel, smoothed, inside)
+    _join(smoothed, residual, out, index * WIDTH + channel, inside)
 
 
-def _empty(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
-    return torch.empty((len(rows), memory.shape[1]), dtype=torch.float32, device=z.device)
+@triton.jit
+def _ema_kept(memory, rows, residual, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    index = tl.program_id(1).to(tl.int64)
+    inside = channel < WIDTH
+    smoothed = tl.load(memory + tl.load(rows + index) * WIDTH + channel, inside, other=0.0)
+    _join(smoothed, residual, out, index * WIDTH + channel, inside)
+
+
+@triton.jit
+def _join(smoothed, residual, out, where, inside):
+    total = smoothed + tl.load(residual + where, inside, other=0.0)
+    tl.store(out + where, total.to(out.dtype.element_ty), inside)
+
+
+def _empty(z: Tensor, *arguments: Tensor) -> Tensor:
+    return torch.empty(arguments[-1].shape, dtype=z.dtype, device=z.device)
 
 
 @operation(fake=_empty, mutates=("memory",))
-def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
+def ema_step(
+    z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor, rows: Tensor, residual: Tensor
+) -> Tensor:
     """The twin's contract (`hnet_runtime.ops.ema`)."""
-    contiguous(place, p, opened, memory, rows)
+    contiguous(place, p, opened, memory, rows, residual)
     width = memory.shape[1]
-    out = _empty(z, place, p, opened, memory, rows)
+    out = _empty(z, residual)
     block = min(BLOCK, power_of_two(width))
     launch(
         _ema_step,
@@ -63,6 +81,7 @@ def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor
         opened,
         memory,
         rows,
+        residual,
         out,
         row_stride(z),
         WIDTH=width,
@@ -71,5 +90,30 @@ def ema_step(z: Tensor, place: Tensor, p: Tensor, opened: Tensor, memory: Tensor
         P_MAX=P_MAX,
         num_warps=WARPS,
         enable_fp_fusion=False,
+    )
+    return out
+
+
+def _empty_kept(memory: Tensor, rows: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(residual.shape, dtype=dtype, device=memory.device)
+
+
+@operation(fake=_empty_kept)
+def ema_kept(memory: Tensor, rows: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+    """The twin's contract (`hnet_runtime.ops.ema`)."""
+    contiguous(memory, rows, residual)
+    width = memory.shape[1]
+    out = _empty_kept(memory, rows, residual, dtype)
+    block = min(BLOCK, power_of_two(width))
+    launch(
+        _ema_kept,
+        (blocks(width, block), len(rows)),
+        memory,
+        rows,
+        residual,
+        out,
+        WIDTH=width,
+        BLOCK=block,
+        num_warps=WARPS,
     )
     return out

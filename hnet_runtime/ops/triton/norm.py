@@ -3,6 +3,8 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -14,12 +16,24 @@ from hnet_runtime.ops.triton.launching import contiguous, launch, operation, pow
 
 
 @triton.jit
-def _add_rms_norm(h, residual, weight, out, h_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr):
+def _add_rms_norm(
+    h,
+    residual,
+    weight,
+    out,
+    h_stride,
+    WIDTH: tl.constexpr,
+    BEGINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < WIDTH
     stream = residual + row * WIDTH + channel
-    x = tl.load(stream, inside, other=0.0) + tl.load(h + row * h_stride + channel, inside, other=0.0).to(tl.float32)
+    x = tl.load(h + row * h_stride + channel, inside, other=0.0).to(tl.float32)
+    before = 0.0 if BEGINS else tl.load(stream, inside, other=0.0)
+    x = before + x
     scale = tl.load(weight + channel, inside, other=0.0)
     tl.store(stream, x, inside)
     normed = x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + EPS) * scale
@@ -45,12 +59,12 @@ def warps_of(width: int) -> int:
     return min(max(power_of_two(width) // 256, 1), 16)
 
 
-def _empty(y: Tensor, *_: Tensor) -> Tensor:
+def _empty(y: Tensor, *_: Any) -> Tensor:
     return torch.empty(y.shape, dtype=y.dtype, device=y.device)
 
 
 @operation(fake=_empty, mutates=("residual",))
-def add_rms_norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+def add_rms_norm(h: Tensor, residual: Tensor, weight: Tensor, begins: bool) -> Tensor:
     """The twin's contract (`hnet_runtime.ops.norm`); h may be a view with any row stride."""
     contiguous(residual, weight)
     width = h.shape[1]
@@ -64,6 +78,7 @@ def add_rms_norm(h: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         out,
         row_stride(h),
         WIDTH=width,
+        BEGINS=begins,
         BLOCK=power_of_two(width),
         EPS=NORM_EPS,
         num_warps=warps_of(width),

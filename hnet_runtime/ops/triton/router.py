@@ -35,7 +35,7 @@ def _take_over(h, memory, rows, previous, current, h_stride, WIDTH: tl.constexpr
 def _verdict(
     q,
     k,
-    first,
+    positions,
     p,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -58,7 +58,7 @@ def _verdict(
     # Written so that what is not a number stays so: it is above no threshold.
     half = tl.where(half < 0.0, 0.0, half)
     half = tl.where(half > 1.0, 1.0, half)
-    tl.store(p + place, tl.where(tl.load(first + place) != 0, 1.0, half))
+    tl.store(p + place, tl.where(tl.load(positions + place) == 0, 1.0, half))
 
 
 def _empty(h: Tensor, *_: Tensor) -> Tensor:
@@ -66,9 +66,11 @@ def _empty(h: Tensor, *_: Tensor) -> Tensor:
 
 
 @operation(fake=_empty, mutates=("memory",))
-def router_step(h: Tensor, memory: Tensor, rows: Tensor, first: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+def router_step(
+    h: Tensor, memory: Tensor, rows: Tensor, positions: Tensor, q_weight: Tensor, k_weight: Tensor
+) -> Tensor:
     """The twin's contract (`hnet_runtime.ops.router`). The products are the library's, in fp32."""
-    contiguous(memory, rows, first)
+    contiguous(memory, rows, positions)
     count, width = h.shape
     previous, current = torch.empty((2, count, width), dtype=torch.float32, device=h.device).unbind(0)
     p = _empty(h)
@@ -91,7 +93,7 @@ def router_step(h: Tensor, memory: Tensor, rows: Tensor, first: Tensor, q_weight
         (count,),
         linear(previous, q_weight),
         linear(current, k_weight),
-        first,
+        positions,
         p,
         WIDTH=width,
         BLOCK=power_of_two(width),

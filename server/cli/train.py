@@ -24,9 +24,16 @@ def train(settings: Path, *, output: Path | None, until: int | None, accept_chan
     A run that was interrupted goes on from its last state. RUN/export is a model for every other command;
     RUN/journal.jsonl, RUN/curves.png and RUN/samples.txt say how it went. docs/training.md has the settings.
     """
-    from training.checkpoint import StateError
-    from training.run import train as run
-    from training.settings import SettingsError, load
+    try:
+        from training.checkpoint import StateError
+        from training.run import train as run
+        from training.settings import SettingsError, load
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "training":
+            raise
+        raise click.ClickException(
+            "this installation serves alone; training comes with a checkout or a wheel"
+        ) from error
 
     try:
         name = load(settings)[0].name

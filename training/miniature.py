@@ -26,7 +26,7 @@ from training.liveness import Liveness, bits_per_byte, measure
 from training.perturb import KINDS, perturbed
 from training.run import train
 from training.settings import TrainingSettings, load
-from training.tokens import texts_of_tokens
+from training.tokens import texts_of_tokens, tokenizer_file
 from training.windows import Text, Windows
 
 CONFIGS = Path(__file__).with_name("configs") / "miniature"
@@ -135,9 +135,9 @@ def _text(settings: TrainingSettings, folder: Path, kind: str, data: bytes) -> T
         return Text.of_bytes(path)
     kept = path.parent / kind
     kept.mkdir(exist_ok=True)
-    tokenizer = kept / "tokenizer.json"
-    tokenizer.write_bytes((folder / "tokens" / "tokenizer.json").read_bytes())  # the one that was trained on
-    return texts_of_tokens(settings.data.train, path, settings.vocabulary, kept)[1]
+    learned = tokenizer_file(folder / "tokens", settings.vocabulary)
+    tokenizer_file(kept, settings.vocabulary).write_bytes(learned.read_bytes())
+    return texts_of_tokens(path, path, settings.vocabulary, kept)[1]  # nothing is learned again
 
 
 def _report(outcomes: dict[str, list[Outcome]]) -> str:

@@ -22,27 +22,27 @@ _LEARNED_FROM = 10_000_000  # bytes of the training text; merges hardly change w
 def texts_of_tokens(train: Path, heldout: Path, vocabulary: int, folder: Path) -> tuple[Text, Text]:
     """Both texts as ids of an encoding of `vocabulary` tokens, made once and kept in `folder`.
 
-    Raises ModuleNotFoundError without `tokenizers`, ValueError where a kept encoding is of another size.
+    A text that is too short for so many gives fewer. Raises ModuleNotFoundError without `tokenizers`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(train, vocabulary, folder / "tokenizer.json")
+    tokenizer = _tokenizer(train, vocabulary, tokenizer_file(folder, vocabulary))
     lengths = _lengths(tokenizer, vocabulary)
     return (
-        _text(train, tokenizer, vocabulary, lengths, folder / "train.npy"),
-        _text(heldout, tokenizer, vocabulary, lengths, folder / "heldout.npy"),
+        _text(train, tokenizer, vocabulary, lengths, folder / f"train-{vocabulary}.npy"),
+        _text(heldout, tokenizer, vocabulary, lengths, folder / f"heldout-{vocabulary}.npy"),
     )
+
+
+def tokenizer_file(folder: Path, vocabulary: int) -> Path:
+    """Where an encoding is kept."""
+    return folder / f"tokenizer-{vocabulary}.json"
 
 
 def _tokenizer(train: Path, vocabulary: int, path: Path) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if path.exists():
-        kept = Tokenizer.from_file(str(path))
-        if kept.get_vocab_size() != vocabulary - 2:
-            raise ValueError(
-                f"{path}: has {kept.get_vocab_size() + 2} tokens, not {vocabulary}; remove it to learn another"
-            )
-        return kept
+        return Tokenizer.from_file(str(path))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

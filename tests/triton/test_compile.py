@@ -81,6 +81,16 @@ def test_a_kernel_compiles_without_spills_and_with_wide_loads(name, architecture
     check(compile_for(SAMPLES[name], architecture))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: f"sm_{each}")
+@pytest.mark.parametrize("name", ["draw_step", "enter_step"])
+def test_warps_wait_before_a_number_that_each_has_read_is_overwritten(name, architecture):
+    """What a row drew last, and its state: read by every warp for itself, and written by one of them. The interpreter,
+    which runs a program's lanes together, cannot show what becomes of it otherwise."""
+    compiled = compile_for(SAMPLES[name], architecture)
+    assert compiled.launch.options["num_warps"] > 1
+    assert compiled.barriers > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: f"sm_{each}")

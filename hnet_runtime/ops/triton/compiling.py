@@ -32,7 +32,7 @@ class Compiled:
 
     registers: of a thread; spill_bytes: of a thread, stored and loaded; stack_bytes: of a thread, spills or a
     function's own array; shared_bytes: of a program. loads, stores: instructions that reach global memory, by the bits
-    that a thread moves with one.
+    that a thread moves with one. barriers: at which the warps of a program wait for each other.
     """
 
     launch: Launch
@@ -43,6 +43,7 @@ class Compiled:
     shared_bytes: int
     loads: Counter[int]
     stores: Counter[int]
+    barriers: int
 
 
 def compile_for(launch: Launch, architecture: int) -> Compiled:
@@ -72,6 +73,7 @@ def compile_for(launch: Launch, architecture: int) -> Compiled:
         shared_bytes=kernel.metadata.shared,
         loads=accesses["ld"],
         stores=accesses["st"],
+        barriers=ptx.count("bar.sync"),
     )
 
 

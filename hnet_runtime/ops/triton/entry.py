@@ -33,6 +33,7 @@ def _enter_step(
     drawn = tl.load(next_bytes + row)
     byte = tl.where(byte == UNREAD, drawn, byte)
     runs = tl.where(byte == NO_BYTE, 0, row)
+    tl.debug_barrier()  # every warp reads the byte for itself: none may find it gone
     tl.store(next_bytes + row, NO_BYTE)
     tl.store(live + place, runs)
     tl.store(ran + place, (runs > 0).to(tl.float32))

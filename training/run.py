@@ -3,13 +3,19 @@ compute."""
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch.multiprocessing as multiprocessing
 
+from training.checkpoint import StateError
 from training.settings import load
 from training.worker import Job, work
+
+_ENDED, _STOPPED = 0, 3  # exit codes of a process
 
 
 def train(settings_file: Path, folder: Path, *, accept_changes: bool = False, until: int | None = None) -> bool:
@@ -25,9 +31,27 @@ def train(settings_file: Path, folder: Path, *, accept_changes: bool = False, un
         if settings.batch.processes == 1:
             return work(0, job)
         context = multiprocessing.get_context("spawn")
-        processes = [context.Process(target=work, args=(rank, job)) for rank in range(settings.batch.processes)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        return all(process.exitcode == 0 for process in processes)
+        processes = [context.Process(target=_work, args=(rank, job)) for rank in range(settings.batch.processes)]
+
+        def stop(*_: Any) -> None:
+            for process in processes:
+                if process.is_alive():
+                    process.terminate()  # which a worker takes for being told to stop
+
+        before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        codes = {process.exitcode for process in processes}
+        if codes - {_ENDED, _STOPPED}:
+            raise StateError(f"{folder}: a process of the run was lost; its last state can be gone on from")
+        return codes == {_ENDED}
+
+
+def _work(rank: int, job: Job) -> None:
+    sys.exit(_ENDED if work(rank, job) else _STOPPED)

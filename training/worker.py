@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -76,6 +77,7 @@ class Worker:
             self._go_on(state)
         self._model = TrainableHNet(config, self._parameters)
         self._stopping = False
+        self._parent = os.getppid()
 
     def _texts(self) -> tuple[Text, Text]:
         settings = self._job.settings
@@ -131,7 +133,9 @@ class Worker:
             (found.total / (rounds * batch.processes)).backward()  # type: ignore[no-untyped-call]
             bits += found.bits_per_byte / rounds
             chunks = [sofar + each / rounds for sofar, each in zip(chunks, found.positions_per_chunk, strict=True)]
-        self._sum[-1] = float(self._stopping)
+        # Whoever began several processes is waiting for them; where it is gone, nobody is.
+        orphaned = batch.processes > 1 and os.getppid() != self._parent
+        self._sum[-1] = float(self._stopping or orphaned)
         if batch.processes > 1:
             distributed.all_reduce(self._sum)
         stopped = bool(self._sum[-1] > 0)

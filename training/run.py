@@ -11,9 +11,11 @@ from typing import Any
 
 import torch.multiprocessing as multiprocessing
 
+from training import checkpoint
 from training.checkpoint import StateError
 from training.settings import load
-from training.worker import Job, work
+from training.tokens import texts_of_tokens
+from training.worker import Job, check_settings, work
 
 _ENDED, _STOPPED = 0, 3  # exit codes of a process
 
@@ -30,6 +32,7 @@ def train(settings_file: Path, folder: Path, *, accept_changes: bool = False, un
         job = Job(settings, config, folder, Path(meeting) / "rendezvous", accept_changes, until)
         if settings.batch.processes == 1:
             return work(0, job)
+        _prepare(job)
         context = multiprocessing.get_context("spawn")
         processes = [context.Process(target=_work, args=(rank, job)) for rank in range(settings.batch.processes)]
 
@@ -51,6 +54,16 @@ def train(settings_file: Path, folder: Path, *, accept_changes: bool = False, un
         if codes - {_ENDED, _STOPPED}:
             raise StateError(f"{folder}: a process of the run was lost; its last state can be gone on from")
         return codes == {_ENDED}
+
+
+def _prepare(job: Job) -> None:
+    """What is to be said in one line, or made, once: before several processes begin."""
+    state = checkpoint.newest(job.folder / "states")
+    if state is not None:
+        check_settings(job, state)
+    settings = job.settings
+    if settings.vocabulary is not None:
+        texts_of_tokens(settings.data.train, settings.data.heldout, settings.vocabulary, job.folder / "tokens")
 
 
 def _work(rank: int, job: Job) -> None:

@@ -74,7 +74,9 @@ class Worker:
         )
         self._counters = Counters(0, 0, 0.0, settings_of_curve(settings))
         if state is not None:
-            self._go_on(state)
+            check_settings(job, state)
+            checkpoint.restore_moments(self._optimizer, state.moments)
+            self._counters = _replace(state.counters, settings=self._counters.settings)
         self._model = TrainableHNet(config, self._parameters)
         self._stopping = False
         self._parent = os.getppid()
@@ -85,10 +87,6 @@ class Worker:
             return Text.of_bytes(settings.data.train), Text.of_bytes(settings.data.heldout)
         folder = self._job.folder / "tokens"
         return texts_of_tokens(settings.data.train, settings.data.heldout, settings.vocabulary, folder)
-
-    @property
-    def seen(self) -> int:
-        return self._counters.seen
 
     def stop(self, *_: Any) -> None:
         """Ends the run after the step under way, with a state written."""
@@ -174,17 +172,6 @@ class Worker:
         state = State(self._counters, parameters, checkpoint.moments_of(self._optimizer))
         checkpoint.save(self._job.folder / "states", state)
 
-    def _go_on(self, state: State) -> None:
-        now = self._counters.settings
-        changed = sorted(key for key in now if state.counters.settings.get(key) != now[key])
-        if changed and not self._job.accept_changes:
-            raise StateError(
-                f"{self._job.folder}: {changed[0]} is {json.dumps(now[changed[0]])}, but the run so far had"
-                f" {json.dumps(state.counters.settings.get(changed[0]))}; --accept-changes goes on all the same"
-            )
-        checkpoint.restore_moments(self._optimizer, state.moments)
-        self._counters = _replace(state.counters, settings=now)
-
 
 @dataclass(frozen=True)
 class _Step:
@@ -210,6 +197,18 @@ def work(rank: int, job: Job, say: Callable[[str], None] | None = None) -> bool:
     finally:
         if processes > 1:
             distributed.destroy_process_group()
+
+
+def check_settings(job: Job, state: State) -> None:
+    """Raises StateError, naming the first, where settings that decide the curve are others than the state's."""
+    now, then = settings_of_curve(job.settings), state.counters.settings
+    changed = sorted(key for key in now if then.get(key) != now[key])
+    if changed and not job.accept_changes:
+        name = changed[0]
+        raise StateError(
+            f"{job.folder}: {name} is {json.dumps(now[name])}, but the run so far had"
+            f" {json.dumps(then.get(name))}; --accept-changes goes on all the same"
+        )
 
 
 def settings_of_curve(settings: TrainingSettings) -> dict[str, Any]:

@@ -86,12 +86,12 @@ def test_ratio_loss_is_one_where_one_in_n_opens(share: float, wanted: float) -> 
     assert float(ratio_loss(route, 4.0)) == pytest.approx(wanted)
 
 
-def test_a_window_that_never_opens_a_second_chunk_has_finite_gradients(fp32_golden) -> None:
-    if fp32_golden.config.num_routed_stages == 0:
-        pytest.skip("routes nothing")
-    weights = trainable(fp32_golden.weights)
+@pytest.mark.parametrize("name", ["a_1stage", "b_2stage"])
+def test_a_window_that_never_opens_a_second_chunk_has_finite_gradients(golden_case, name) -> None:
+    case = golden_case(name)
+    weights = trainable(case.weights)
     windows = torch.full((2, 40), 97)
-    model = TrainableHNet(fp32_golden.config, weights)
+    model = TrainableHNet(case.config, weights)
     model.forward(windows).logits.square().mean().backward()
     for key, tensor in weights.items():
         assert tensor.grad is None or torch.isfinite(tensor.grad).all(), key

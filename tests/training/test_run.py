@@ -131,6 +131,13 @@ def test_an_export_holds_the_parameters_of_the_last_state(tmp_path, make_setting
     assert json.loads((folder / "export" / "config.json").read_text())["arch_layout"] == ["m1", ["T1"], "m1"]
 
 
+def test_several_processes_are_not_begun_where_one_would_refuse(tmp_path, make_settings) -> None:
+    folder = tmp_path / "run"
+    assert train(make_settings(), folder, until=256 * 2)
+    with pytest.raises(StateError, match=r"batch\.processes is 2, but the run so far had 1"):
+        train(make_settings(processes=2), folder)
+
+
 def test_changed_settings_are_refused_by_name_unless_accepted(tmp_path, make_settings) -> None:
     folder = tmp_path / "run"
     assert train(make_settings(), folder, until=256 * 2)
